@@ -40,7 +40,7 @@ fn block(c: &mut Criterion) {
 fn klein(c: &mut Criterion) {
     let config = Flux2Config { depth_double: 1, depth_single: 1, ..Flux2Config::klein_4b() };
     let image = DenoiseShape { images: 1, cfg: false, text_tokens: 512, height: 32, width: 32 };
-    let shape = SequenceShape { image, references: Vec::new() };
+    let shape = SequenceShape { image, references: Vec::new(), added_inputs: 0 };
     let mut group = c.benchmark_group("klein");
     group
         .sample_size(10)

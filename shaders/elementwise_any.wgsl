@@ -31,15 +31,9 @@ var<immediate> params: Params;
 @group(0) @binding(1) var<storage, read_write> b: array<u32>;
 @group(0) @binding(2) var<storage, read_write> out: array<atomic<u32>>;
 
-fn load_a(e: u32) -> f32 {
-    if A_TYPE == F32 { return bitcast<f32>(a[e]); }
-    return half_value(a[e >> 1u], e, A_TYPE);
-}
+fn load_a(e: u32) -> f32 { return element(a[word_of(e, A_TYPE)], e, A_TYPE); }
 
-fn load_b(e: u32) -> f32 {
-    if B_TYPE == F32 { return bitcast<f32>(b[e]); }
-    return half_value(b[e >> 1u], e, B_TYPE);
-}
+fn load_b(e: u32) -> f32 { return element(b[word_of(e, B_TYPE)], e, B_TYPE); }
 
 fn value(row: u32, column: u32) -> f32 {
     let x = load_a(params.a_base + row * params.a_stride + column);

@@ -40,15 +40,9 @@ var<immediate> params: Params;
 @group(0) @binding(2) var<storage, read_write> positions: array<u32>;
 @group(0) @binding(3) var<storage, read_write> out: array<atomic<u32>>;
 
-fn load_table(e: u32) -> f32 {
-    if TABLE_TYPE == F32 { return bitcast<f32>(table[e]); }
-    return half_value(table[e >> 1u], e, TABLE_TYPE);
-}
+fn load_table(e: u32) -> f32 { return element(table[word_of(e, TABLE_TYPE)], e, TABLE_TYPE); }
 
-fn load_position(e: u32) -> f32 {
-    if POSITIONS_TYPE == F32 { return bitcast<f32>(positions[e]); }
-    return half_value(positions[e >> 1u], e, POSITIONS_TYPE);
-}
+fn load_position(e: u32) -> f32 { return element(positions[word_of(e, POSITIONS_TYPE)], e, POSITIONS_TYPE); }
 
 // `id` counts from the window's first row of the table; it is in the window unless `wrong`.
 fn value(row: u32, id: u32, wrong: bool, column: u32) -> f32 {

@@ -25,10 +25,7 @@ var<immediate> params: Params;
 @group(0) @binding(1) var<storage, read_write> w: array<f32>;
 @group(0) @binding(2) var<storage, read_write> out: array<atomic<u32>>;
 
-fn load_x(e: u32) -> f32 {
-    if params.x_type == F32 { return bitcast<f32>(x[e]); }
-    return half_value(x[e >> 1u], e, params.x_type);
-}
+fn load_x(e: u32) -> f32 { return element(x[word_of(e, params.x_type)], e, params.x_type); }
 
 fn value(row: u32, column: u32) -> f32 {
     let group = column / params.width;

@@ -34,8 +34,7 @@ var<immediate> params: Params;
 
 fn load_x(row: u32, column: u32) -> f32 {
     let e = params.x_base + row * params.x_stride + column;
-    if X_TYPE == F32 { return bitcast<f32>(x[e]); }
-    return half_value(x[e >> 1u], e, X_TYPE);
+    return element(x[word_of(e, X_TYPE)], e, X_TYPE);
 }
 
 fn value(row: u32, column: u32) -> f32 {

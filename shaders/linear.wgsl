@@ -20,8 +20,9 @@
 // are stored, once for all rows of a tile; weights stored in blocks cost a few more for each, and
 // about twenty for the factors of four.
 //
-// `more` adds the products of AT_ONCE k to a thread's sums; it is defined in linear_f32.wgsl and
-// linear_f16.wgsl.
+// linear_f32.wgsl, linear_f16.wgsl and linear_int8.wgsl define the type of sums, `more`, which adds
+// the products of AT_ONCE k to a thread's sums, `floats`, which makes floats of four sums, and
+// `put_x` and `put_w`, which store blocks in workgroup memory (for floats in linear_floats.wgsl).
 
 const STEP: u32 = 2048u / COLUMNS;
 const THREADS: u32 = ROWS * COLUMNS / (16u * PARTS * PARTS);
@@ -49,48 +50,29 @@ struct Raw {
 fn x_raw(at: vec4<u32>) -> Raw { return Raw(x4_raw(at.x), x4_raw(at.y), x4_raw(at.z), x4_raw(at.w)); }
 fn w_raw(row: vec4<u32>, k: u32) -> Raw { return Raw(w4_raw(row.x, k), w4_raw(row.y, k), w4_raw(row.z, k), w4_raw(row.w, k)); }
 
-// Four rows of four columns, or of four k.
-struct Block {
-    r0: vec4<f32>,
-    r1: vec4<f32>,
-    r2: vec4<f32>,
-    r3: vec4<f32>,
+// Four rows of four columns.
+struct Quad {
+    r0: Sum,
+    r1: Sum,
+    r2: Sum,
+    r3: Sum,
 }
 
 // A thread's sums. Named variables instead of an array, so that they stay in registers even if the
 // compiler unrolls no loops.
 struct Sums {
-    s00: Block,
-    s01: Block,
-    s10: Block,
-    s11: Block,
+    s00: Quad,
+    s01: Quad,
+    s10: Quad,
+    s11: Quad,
 }
 
-// Transposes a block into four vectors of the tile, one for each k.
-fn put(at: u32, pitch: u32, factor: f32, b: Block) {
-    let r0 = tile_values(b.r0, factor);
-    let r1 = tile_values(b.r1, factor);
-    let r2 = tile_values(b.r2, factor);
-    let r3 = tile_values(b.r3, factor);
-    tiles[at] = vec4<T>(r0.x, r1.x, r2.x, r3.x);
-    tiles[at + pitch] = vec4<T>(r0.y, r1.y, r2.y, r3.y);
-    tiles[at + 2u * pitch] = vec4<T>(r0.z, r1.z, r2.z, r3.z);
-    tiles[at + 3u * pitch] = vec4<T>(r0.w, r1.w, r2.w, r3.w);
-}
-fn put_x(at: u32, raw: Raw) {
-    put(at, X_QUADS, x_factor(), Block(x4_values(raw.r0), x4_values(raw.r1), x4_values(raw.r2), x4_values(raw.r3)));
-}
-fn put_w(at: u32, raw: Raw, k: u32) {
-    put(at, W_QUADS, w_factor(), Block(w4_values(raw.r0, k), w4_values(raw.r1, k), w4_values(raw.r2, k), w4_values(raw.r3, k)));
-}
-
-fn finish_block(row: u32, col: u32, s: Block) {
+fn finish_block(row: u32, col: u32, s: Quad) {
     if col >= params.n { return; }
     let c = columns(col);
-    let factor = 1.0 / (x_factor() * w_factor());
-    var sums = array<vec4<f32>, 4>(s.r0, s.r1, s.r2, s.r3);
+    var sums = array<Sum, 4>(s.r0, s.r1, s.r2, s.r3);
     for (var i = 0u; i < 4u; i++) {
-        if row + i < params.rows { finish(row + i, col, c, sums[i] * factor); }
+        if row + i < params.rows { finish(row + i, col, c, floats(row + i, col, sums[i])); }
     }
 }
 

@@ -52,8 +52,8 @@ fn outer(s: Half, a: vec4<f16>, b: vec4<f16>) -> Half {
     return Half(fma(vec4<f16>(a.x), b, s.r0), fma(vec4<f16>(a.y), b, s.r1), fma(vec4<f16>(a.z), b, s.r2), fma(vec4<f16>(a.w), b, s.r3));
 }
 
-fn add(s: Block, p: Half) -> Block {
-    return Block(s.r0 + vec4<f32>(p.r0), s.r1 + vec4<f32>(p.r1), s.r2 + vec4<f32>(p.r2), s.r3 + vec4<f32>(p.r3));
+fn add(s: Quad, p: Half) -> Quad {
+    return Quad(s.r0 + vec4<f32>(p.r0), s.r1 + vec4<f32>(p.r1), s.r2 + vec4<f32>(p.r2), s.r3 + vec4<f32>(p.r3));
 }
 
 fn more(s: Sums, k: u32, ty: u32, tx: u32) -> Sums {

@@ -7,8 +7,8 @@ fn x_factor() -> f32 { return 1.0; }
 fn w_factor() -> f32 { return 1.0; }
 fn tile_values(v: vec4<f32>, factor: f32) -> vec4<f32> { return v; }
 
-fn outer(s: Block, a: vec4<f32>, b: vec4<f32>) -> Block {
-    return Block(fma(vec4<f32>(a.x), b, s.r0), fma(vec4<f32>(a.y), b, s.r1), fma(vec4<f32>(a.z), b, s.r2), fma(vec4<f32>(a.w), b, s.r3));
+fn outer(s: Quad, a: vec4<f32>, b: vec4<f32>) -> Quad {
+    return Quad(fma(vec4<f32>(a.x), b, s.r0), fma(vec4<f32>(a.y), b, s.r1), fma(vec4<f32>(a.z), b, s.r2), fma(vec4<f32>(a.w), b, s.r3));
 }
 
 fn more(s: Sums, k: u32, ty: u32, tx: u32) -> Sums {

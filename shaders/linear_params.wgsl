@@ -38,6 +38,10 @@ struct Params {
     // Tiles (or blocks) that cover the rows and the columns.
     row_tiles: u32,
     column_tiles: u32,
+    // Products in int8 only, where k, and the strides and bases of x and w, count words: 1 if there are
+    // further factors of the columns, and the first of them.
+    has_factors: u32,
+    factors_base: u32,
 }
 var<immediate> params: Params;
 

@@ -45,20 +45,11 @@ var<immediate> params: Params;
 @group(0) @binding(2) var<storage, read_write> shift: array<u32>;
 @group(0) @binding(3) var<storage, read_write> out: array<atomic<u32>>;
 
-fn load_x(e: u32) -> f32 {
-    if X_TYPE == F32 { return bitcast<f32>(x[e]); }
-    return half_value(x[e >> 1u], e, X_TYPE);
-}
+fn load_x(e: u32) -> f32 { return element(x[word_of(e, X_TYPE)], e, X_TYPE); }
 
-fn load_scale(e: u32) -> f32 {
-    if SCALE_TYPE == F32 { return bitcast<f32>(scale[e]); }
-    return half_value(scale[e >> 1u], e, SCALE_TYPE);
-}
+fn load_scale(e: u32) -> f32 { return element(scale[word_of(e, SCALE_TYPE)], e, SCALE_TYPE); }
 
-fn load_shift(e: u32) -> f32 {
-    if SHIFT_TYPE == F32 { return bitcast<f32>(shift[e]); }
-    return half_value(shift[e >> 1u], e, SHIFT_TYPE);
-}
+fn load_shift(e: u32) -> f32 { return element(shift[word_of(e, SHIFT_TYPE)], e, SHIFT_TYPE); }
 
 // v - mean, computed from its bits and a zero that the compiler cannot know (there are fewer than
 // 2^31 rows), so that sums cannot be rearranged across it.

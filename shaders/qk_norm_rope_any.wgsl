@@ -45,10 +45,7 @@ var<immediate> params: Params;
 
 var<workgroup> partials: array<f32, 64>;
 
-fn load_x(e: u32) -> f32 {
-    if X_TYPE == F32 { return bitcast<f32>(x[e]); }
-    return half_value(x[e >> 1u], e, X_TYPE);
-}
+fn load_x(e: u32) -> f32 { return element(x[word_of(e, X_TYPE)], e, X_TYPE); }
 
 fn gain(head: u32, column: u32) -> f32 {
     if head < params.heads { return q_gain[params.q_base + column]; }

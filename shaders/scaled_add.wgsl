@@ -46,14 +46,6 @@ var<immediate> params: Params;
 @group(0) @binding(4) var<storage, read_write> gate: array<u32>;
 @group(0) @binding(5) var<storage, read_write> out: array<atomic<u32>>;
 
-fn element(word: u32, e: u32, element_type: u32) -> f32 {
-    if element_type == F32 { return bitcast<f32>(word); }
-    return half_value(word, e, element_type);
-}
-
-// The index of the word that holds element e.
-fn word_of(e: u32, element_type: u32) -> u32 { return select(e >> 1u, e, element_type == F32); }
-
 fn value(row: u32, column: u32) -> f32 {
     let ex = params.x_base + row * params.x_stride + column;
     var y = element(x[word_of(ex, params.x_type)], ex, params.x_type);

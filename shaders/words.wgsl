@@ -14,6 +14,13 @@ fn half_value(word: u32, e: u32, element_type: u32) -> f32 {
     return select(unpack2x16float(bits).x, small, (bits & 0x7c00u) == 0u);
 }
 
+// The index of the word that contains element e, and the value of that element.
+fn word_of(e: u32, element_type: u32) -> u32 { return select(e >> 1u, e, element_type == F32); }
+fn element(word: u32, e: u32, element_type: u32) -> f32 {
+    if element_type == F32 { return bitcast<f32>(word); }
+    return half_value(word, e, element_type);
+}
+
 // The most words that a row of the output can overlap, which is the number of threads per row.
 fn words_of(cols: u32) -> u32 { return select(cols / 2u + 1u, cols, OUT_TYPE == F32); }
 

@@ -5,10 +5,13 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { Fault, base, call, getJson, getKey, pause, randomId, setKey, whenUnauthorized } from "./api.js";
 import { Composer } from "./controls.js";
 import { ConfirmDialog, CopyDialog, ImageDialog, KeyDialog, Toasts } from "./dialogs.js";
-import { EMPTY, MOST_REFERENCES, asInput, chosenSize, fromSettings, toRequest, withShape } from "./form.js";
+import {
+  EMPTY, MOST_REFERENCES, asInput, chosenSize, fromSettings, partOf, repaintedSize, toRequest, usualStrength, withShape,
+} from "./form.js";
 import { History } from "./history.js";
 import { Icon, html } from "./html.js";
 import { useJobs } from "./jobs.js";
+import { MaskDialog, transparencyOf } from "./mask.js";
 import { Failed, Live, Queue, Shown, Welcome } from "./stage.js";
 import { MOST_IMAGES, all, clear, load, put, remove, save } from "./store.js";
 import { command, curl, fileName, remoteCommand, sentence } from "./text.js";
@@ -74,14 +77,24 @@ function useServer(attempt) {
   return server;
 }
 
+/** What stands for the images of a request in the question what it would cost. */
+function standIns({ input, control, references }) {
+  const size = (image) => `${image.width}x${image.height}`;
+  return {
+    init_size: input ? size(input) : undefined,
+    mask_box: input?.mask?.box,
+    control_size: control ? size(control) : undefined,
+    reference_sizes: references.length ? references.map(size) : undefined,
+  };
+}
+
 /** What the request would cost. It is asked for when the user pauses. */
-function usePlan(request, hasInput, strength, references, renewed) {
+function usePlan(request, images, renewed) {
   const [plan, setPlan] = useState(null);
   const { prompt, seed, negative, ...rest } = request;
   // Only the LoRA tags of a prompt matter.
   const tags = prompt.match(/<[^>]*>/g) ?? [];
-  const asked = JSON.stringify({ ...rest, prompt: tags.join(" ") || "x", strength: hasInput ? strength : undefined,
-    reference_sizes: references.length ? references.map((r) => `${r.width}x${r.height}`) : undefined });
+  const asked = JSON.stringify({ ...rest, prompt: tags.join(" ") || "x", ...standIns(images) });
   useEffect(() => {
     const controller = new AbortController();
     const timer = setTimeout(async () => {
@@ -120,6 +133,7 @@ function App() {
   const [theme, setTheme] = useKept("theme", "auto");
   const [form, setForm] = useKept("form", EMPTY);
   const [input, setInput] = useState(null);
+  const [control, setControl] = useState(null);
   const [references, setReferences] = useState([]);
   const [images, setImages] = useState([]);
   // The id of an image; null: what is being drawn, or the newest image.
@@ -164,26 +178,35 @@ function App() {
   const model = server.models.find((m) => (form.model ? m.name === form.model : m.default));
   const own = model?.defaults;
   const reads = Boolean(model?.reads_references);
-  const request = toRequest(form, own);
-  const plan = usePlan(request, Boolean(input), Number(form.strength), references, images.length + attempt + server.state);
+  const part = partOf(form, input);
+  const isMasked = Boolean(input?.mask || part.outpaint);
+  const strength = form.strength === "" ? usualStrength(input, part, model) : Number(form.strength);
+  const request = { ...toRequest(form, own), ...part };
+  if (input) request.strength = strength;
+  if (isMasked) {
+    // The result has the size of the image.
+    delete request.width;
+    delete request.height;
+  }
+  const plan = usePlan(request, { input, control, references }, images.length + attempt + server.state);
   // Stays while a plan is refused.
   const device = useRef(null);
   device.current = plan?.device ?? device.current;
   const set = (change) => setForm((form) => ({ ...form, ...change }));
 
-  const start = (request, init, references, size) => {
+  const start = (request, pictures, size) => {
     const estimate = plan && !plan.fault ? plan.seconds : null;
     // Without a size, the image gets that of the first reference.
-    const first = references[0];
+    const first = pictures.references[0];
     const [width, height] = size ?? (first ? [first.width, first.height] : [own?.width ?? 1, own?.height ?? 1]);
-    jobs.start(request, init, references, { width, height, estimate });
+    jobs.start(request, pictures, { width, height, estimate });
     setCurrent(null);
     if (!wide) stage.current?.scrollIntoView({ behavior: "smooth", block: "start" });
   };
   const draw = () => {
     if (form.prompt.trim() === "") return;
-    const body = input ? { ...request, strength: Number(form.strength) } : request;
-    start(body, input?.blob ?? null, references, chosenSize(form, own));
+    const pictures = { init: input?.blob ?? null, mask: input?.mask ?? null, control: control?.blob ?? null, references };
+    start(request, pictures, isMasked ? repaintedSize(input, part) : chosenSize(form, own));
   };
 
   // Images that are opened, dropped or pasted.
@@ -197,26 +220,34 @@ function App() {
       settle({ fault });
     }
   };
-  const startFrom = async (blob, name) => {
+  /** An image that is opened, with its size; null with a message if the browser cannot read it. */
+  const picture = async (blob, name) => {
     try {
       const file = await asInput(blob);
-      setInput({ blob: file, url: URL.createObjectURL(file), name });
-      toast("The next image starts from this one.");
+      const { width, height } = await createImageBitmap(file);
+      return { id: randomId(), blob: file, url: URL.createObjectURL(file), name, width, height };
     } catch {
       toast("This browser cannot read the image: save it as PNG or JPEG first.", "bad");
+      return null;
     }
   };
+  const startFrom = async (blob, name, mask) => {
+    const opened = await picture(blob, name);
+    if (!opened) return;
+    const known = mask && { ...mask, url: URL.createObjectURL(mask.blob) };
+    const transparent = known ? null : await transparencyOf(opened.blob, opened.width, opened.height);
+    setInput({ ...opened, mask: known ?? (transparent && { ...transparent, isTransparent: true }) });
+    toast(transparent ? "The transparent pixels of this image are painted next." : "The next image starts from this one.");
+  };
+  const openControl = async (blob, name) => {
+    const opened = await picture(blob, name);
+    if (opened) setControl(opened);
+  };
   const addReference = async (blob, name) => {
-    try {
-      const file = await asInput(blob);
-      const bitmap = await createImageBitmap(file);
-      const { width, height } = bitmap;
-      const reference = { id: randomId(), blob: file, url: URL.createObjectURL(file), name, width, height };
-      setReferences((list) => [...list, reference].slice(0, MOST_REFERENCES));
-      toast("The model looks at this image from now on.");
-    } catch {
-      toast("This browser cannot read the image: save it as PNG or JPEG first.", "bad");
-    }
+    const opened = await picture(blob, name);
+    if (!opened) return;
+    setReferences((list) => [...list, opened].slice(0, MOST_REFERENCES));
+    toast("The model looks at this image from now on.");
   };
   const apply = (settings, seedText) => {
     const names = server.models.map((m) => m.name);
@@ -286,17 +317,21 @@ function App() {
     const isBatch = request.count > 1 && request.only == null;
     return isBatch ? { ...request, only: image.number } : request;
   };
+  /** The images that an image of the history was drawn from. */
+  const picturesOf = ({ init, mask, control, references }) => (
+    { init: init ?? null, mask: mask ?? null, control: control ?? null, references: references ?? [] });
   const actions = {
-    again: (image) => start(requestOf(image), image.init, image.references ?? [], [image.width, image.height]),
+    again: (image) => start(requestOf(image), picturesOf(image), [image.width, image.height]),
     otherSeed: (image) => {
       const { seed, only, ...rest } = image.request;
-      start(rest, image.init, image.references ?? [], [image.width, image.height]);
+      start(rest, picturesOf(image), [image.width, image.height]);
     },
     useAsInput: (image) => startFrom(image.blob, fileOf(image)),
     addReference: reads ? (image) => addReference(image.blob, fileOf(image)) : null,
     load: (image) => {
       apply({ ...image.request, count: image.request.count ?? 1 }, image.seed);
-      if (image.init) startFrom(image.init, "input");
+      if (image.init) startFrom(image.init, "input", image.mask);
+      if (image.control) openControl(image.control, "control");
       setReferences((image.references ?? []).map((r) => ({ ...r, url: URL.createObjectURL(r.blob) })));
       document.getElementById("prompt").focus();
     },
@@ -308,6 +343,7 @@ function App() {
     },
     copy: (image) => {
       const request = { ...requestOf(image), init: image.init ? "input.png" : undefined,
+        mask: image.mask ? "mask.png" : undefined, control: image.control ? "control.png" : undefined,
         references: image.references?.length ? image.references.map((_, i) => `reference-${i + 1}.png`) : undefined };
       setDialog({ kind: "copy", request, file: fileOf(image) });
     },
@@ -353,11 +389,15 @@ function App() {
       <${Composer}
         form=${form} set=${set} own=${own} models=${server.models} loras=${server.loras} plan=${plan}
         draw=${draw} drawing=${active.length > 0} wide=${wide} lastSeed=${images[0]?.seed}
-        input=${input} setInput=${setInput} pick=${() => picker.current.click()}
-        references=${references} setReferences=${setReferences} reads=${reads} addReference=${addReference}
+        isMasked=${isMasked}
+        images=${{ input, setInput, strength, isMasked, pick: () => picker.current.click(),
+          paint: () => setDialog({ kind: "mask" }), setMask: (mask) => setInput({ ...input, mask }) }}
+        control=${{ control, set: setControl, needed: Boolean(model?.needs_control), pick: openControl }}
+        references=${{ list: references, set: setReferences, reads, add: addReference }}
         reset=${() => {
           setForm({ ...EMPTY, prompt: form.prompt });
           setInput(null);
+          setControl(null);
           setReferences([]);
         }}
       />
@@ -365,7 +405,7 @@ function App() {
         ${failed.map((job) => html`<${Failed} key=${job.id} job=${job} dismiss=${jobs.dismiss}
           retry=${(job) => {
             jobs.dismiss(job);
-            start(job.request, job.init, job.references ?? [], [job.width, job.height]);
+            start(job.request, picturesOf(job), [job.width, job.height]);
           }} />`)}
         ${showsLive && html`<${Live} job=${active[0]} cancel=${jobs.cancel} />`}
         ${!showsLive && active.length > 0 && html`<button type="button" class="back" onClick=${() => setCurrent(null)}>Show what is being drawn</button>`}
@@ -406,6 +446,10 @@ function App() {
         addReference(dialog.image.blob, dialog.image.name);
         close();
       } : null} />`}
+    ${dialog?.kind === "mask" && input && html`<${MaskDialog} input=${input} close=${close} fail=${(text) => toast(text, "bad")} done=${(mask) => {
+      setInput({ ...input, mask });
+      close();
+    }} />`}
     ${dialog?.kind === "copy" && html`<${CopyDialog} close=${close} texts=${[
       ["Command", command(dialog.request, dialog.file), "draws on your machine"],
       ["Remote command", remoteCommand(dialog.request, dialog.file, base(), Boolean(key)), "draws on this server"],

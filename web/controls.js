@@ -1,8 +1,9 @@
-// The form: prompt, shape, numbers, LoRAs, an image to start from.
+// The form: prompt, shape, numbers, LoRAs, and the images of inputs.js.
 
 import { useEffect, useRef } from "preact/hooks";
 import { Icon, html } from "./html.js";
-import { MOST_REFERENCES, SHAPES, sizeOf } from "./form.js";
+import { SHAPES, sizeOf } from "./form.js";
+import { Control, Input, References } from "./inputs.js";
 import { bytes, duration, plural } from "./text.js";
 
 /** A text field that grows with its text. */
@@ -27,7 +28,7 @@ function Prompt({ value, onInput, label, id, placeholder, rows }) {
 }
 
 /** A number, where empty means the model's own value, which is shown. */
-function Num({ label, value, own, set, min, max, step, id, wide }) {
+export function Num({ label, value, own, set, min, max, step, id, wide }) {
   return html`<label class=${wide ? "field wide" : "field"}>
     <span>${label}</span>
     <input
@@ -158,61 +159,6 @@ function Loras({ form, set, loras }) {
   </fieldset>`;
 }
 
-/** The image to start from, and how far the new one may leave it. */
-function Input({ input, form, set, setInput, pick }) {
-  if (!input) {
-    return html`<button type="button" class="drop" onClick=${pick}>
-      <${Icon} name="image" />
-      <span><b>Open an image</b> to start from it, or to get its settings back. Dropping and pasting work, too.</span>
-    </button>`;
-  }
-  return html`<fieldset class="input">
-    <legend>Start from</legend>
-    <img src=${input.url} alt="The image to start from" />
-    <div>
-      <label class="field">
-        <span>Change <output>${Math.round(Number(form.strength) * 100)} %</output></span>
-        <input
-          type="range"
-          min="0"
-          max="1"
-          step="0.05"
-          value=${form.strength}
-          onInput=${(e) => set({ strength: e.target.value })}
-        />
-      </label>
-      <button type="button" class="link" onClick=${() => setInput(null)}>Remove the image</button>
-    </div>
-  </fieldset>`;
-}
-
-/** The images that the model looks at. */
-function References({ list, set, reads, add }) {
-  const picker = useRef();
-  if (!reads && !list.length) return null;
-  return html`<fieldset class="references">
-    <legend>Reference images</legend>
-    <div class="refs">
-      ${list.map(
-        (reference, i) => html`<span class="ref" key=${reference.id}>
-          <img src=${reference.url} alt=${`Reference image ${i + 1}`} title=${reference.name} />
-          <button type="button" class="square quiet" aria-label=${`Remove reference image ${i + 1}`}
-            onClick=${() => set(list.filter((other) => other !== reference))}><${Icon} name="close" /></button>
-        </span>`,
-      )}
-      ${reads && list.length < MOST_REFERENCES &&
-      html`<button type="button" id="add-reference" class="ref add" aria-label="Add a reference image" title="Add a reference image"
-        onClick=${() => picker.current.click()}><${Icon} name="plus" /></button>`}
-    </div>
-    <input ref=${picker} id="reference-file" class="sr" type="file" accept="image/*" multiple tabindex="-1" aria-label="Reference images"
-      onChange=${async (e) => {
-        for (const file of e.target.files) await add(file, file.name);
-        e.target.value = "";
-      }} />
-    <p class="note">The prompt says what to do with them: “put the hat of image 2 on the fox of image 1”.</p>
-  </fieldset>`;
-}
-
 /** What the run will cost, or why it cannot run. */
 function Cost({ plan }) {
   if (!plan) return html`<p class="cost" aria-live="polite"> </p>`;
@@ -286,7 +232,7 @@ export function Composer(props) {
           )}
         </select>
       </label>`}
-      <${Shapes} form=${form} own=${own} set=${set} />
+      ${props.isMasked ? html`<p class="note">The result has the size of the image to start from${form.shape === "auto" ? "" : ", whatever shape was chosen"}.</p>` : html`<${Shapes} form=${form} own=${own} set=${set} />`}
       <div class="row">
         <${Num} label="Images" id="count" value=${form.count} own="1" min="1" max="64" set=${(count) => set({ count })} />
         <${Num} label="Steps" id="steps" value=${form.steps} own=${known?.defaults?.steps} min="1" max="1000"
@@ -297,8 +243,9 @@ export function Composer(props) {
         <${Seed} form=${form} set=${set} lastSeed=${lastSeed} />
       </div>
       <${Loras} form=${form} set=${set} loras=${loras} />
-      <${Input} input=${props.input} form=${form} set=${set} setInput=${props.setInput} pick=${props.pick} />
-      <${References} list=${props.references} set=${props.setReferences} reads=${props.reads} add=${props.addReference} />
+      <${Input} ...${props.images} form=${form} set=${set} />
+      <${Control} ...${props.control} />
+      <${References} ...${props.references} />
       <details class="more" open=${form.cfg !== ""}>
         <summary>What not to draw</summary>
         <div class="stack">

@@ -3,8 +3,8 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Icon, html } from "./html.js";
 
-/** A modal dialog. Escape and a click next to it close it. */
-function Dialog({ title, close, children, id }) {
+/** A modal dialog. Escape closes it, and so does a click next to it, unless it is to `keep`. */
+export function Dialog({ title, close, children, id, keep }) {
   const dialog = useRef();
   useEffect(() => {
     dialog.current.showModal();
@@ -17,7 +17,7 @@ function Dialog({ title, close, children, id }) {
       e.preventDefault();
       close();
     }}
-    onClick=${(e) => e.target === dialog.current && close()}
+    onClick=${(e) => !keep && e.target === dialog.current && close()}
   >
     <div class="inside">
       <header>

@@ -23,6 +23,9 @@ const MAX_INPUT = 4e6;
 /** The most reference images of a request. */
 export const MOST_REFERENCES = 10;
 
+/** The sides of an image to which pixels are added, in the order of the server. */
+export const SIDES = ["left", "top", "right", "bottom"];
+
 /** Empty texts mean the model's own values. */
 export const EMPTY = {
   prompt: FIRST_PROMPT,
@@ -35,7 +38,13 @@ export const EMPTY = {
   seed: "",
   guidance: "",
   cfg: "",
-  strength: "0.75",
+  strength: "",
+  blur: "",
+  padding: "",
+  left: "",
+  top: "",
+  right: "",
+  bottom: "",
   loras: [],
   model: "",
   /** Settings without a control of their own, from an image: shift, scheduler, only. */
@@ -81,6 +90,29 @@ export function toRequest(form, own) {
   return { ...request, ...form.extra };
 }
 
+/** What a request says about the part that is repainted of `input`. */
+export function partOf(form, input) {
+  if (!input) return {};
+  const part = {};
+  const sides = SIDES.map((side) => Number(form[side]) || 0);
+  if (sides.some((pixels) => pixels > 0)) part.outpaint = sides.join(",");
+  if (!input.mask && !part.outpaint) return {};
+  if (form.blur !== "") part.mask_blur = Number(form.blur);
+  if (form.padding !== "") part.mask_padding = Number(form.padding);
+  return part;
+}
+
+/** How far the image to start from is left, unless the user says so: all of it where nothing is seen. */
+export function usualStrength(input, part, model) {
+  return part.outpaint || input?.mask?.isTransparent || model?.needs_mask ? 1 : 0.75;
+}
+
+/** The size of the result of a request of which a part is repainted. */
+export function repaintedSize(input, part) {
+  const [left, top, right, bottom] = (part.outpaint ?? "0,0,0,0").split(",").map(Number);
+  return [input.width + left + right, input.height + top + bottom];
+}
+
 /** The form of a request, or of the settings of an image. */
 export function fromSettings(settings, seedText, names) {
   const text = (value) => (value == null ? "" : String(value));
@@ -94,7 +126,11 @@ export function fromSettings(settings, seedText, names) {
   if (settings.width && settings.height) {
     Object.assign(form, { shape: "custom", width: text(settings.width), height: text(settings.height) });
   }
-  form.strength = text(settings.strength ?? EMPTY.strength);
+  form.strength = text(settings.strength);
+  form.blur = text(settings.mask_blur || "");
+  form.padding = text(settings.mask_padding);
+  const sides = settings.outpaint?.split(",") ?? [];
+  sides.forEach((pixels, i) => (form[SIDES[i]] = Number(pixels) > 0 ? pixels : ""));
   form.loras = (settings.loras ?? []).map((lora) => ({ ...lora, strength: text(lora.strength) }));
   form.model = names.includes(settings.model) ? settings.model : "";
   for (const name of ["shift", "scheduler", "only"]) {

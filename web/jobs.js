@@ -13,8 +13,8 @@ const REPEATS = 500;
 const OVER = ["succeeded", "failed", "canceled", "expired"];
 
 /** What is stored of a job. */
-const stored = ({ id, created, request, init, references, width, height, estimate, fault, status }) => ({
-  id, created, request, init, references, width, height, estimate, fault, status,
+const stored = ({ id, created, request, init, mask, control, references, width, height, estimate, fault, status }) => ({
+  id, created, request, init, mask, control, references, width, height, estimate, fault, status,
 });
 
 const isSent = (job) => job.status !== "sending" && job.status !== "failed";
@@ -163,16 +163,23 @@ export function useJobs(onImages, onGone) {
     };
   }, [waiting, jobs.length]);
 
-  /** Sends a request. `init` is the file of an image to start from, `references` have others. */
-  const start = async (request, init, references, facts) => {
+  /**
+   * Sends a request with its images: the files `init` and `control`, a mask with its file, and
+   * references with theirs.
+   */
+  const start = async (request, { init, mask, control, references }, facts) => {
     let id = `new-${randomId()}`;
     // What is kept: not the addresses of this visit.
-    const kept = references.map(({ url, ...reference }) => reference);
-    const job = { id, created: Date.now(), request, init, references: kept, ...facts, status: "sending" };
+    const lasting = ({ url, ...rest }) => rest;
+    const kept = references.map(lasting);
+    const images = { init, mask: mask && lasting(mask), control, references: kept };
+    const job = { id, created: Date.now(), request, ...images, ...facts, status: "sending" };
     set((jobs) => [...jobs, job]);
     try {
       const body = { ...request };
       if (init) body.init = await dataUri(init);
+      if (mask) body.mask = await dataUri(mask.blob);
+      if (control) body.control = await dataUri(control);
       if (kept.length) body.references = await Promise.all(kept.map(({ blob }) => dataUri(blob)));
       const object = await submit(body, (fault, seconds) =>
         update(id, { waiting: `${sentence(fault.message)} Trying again in ${duration(seconds)} …` }),
@@ -227,6 +234,8 @@ async function load(job, object, output) {
     created: job.created,
     blob,
     init: job.init ?? null,
+    mask: job.mask ?? null,
+    control: job.control ?? null,
     references: job.references ?? [],
     width: output.width,
     height: output.height,

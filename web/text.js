@@ -59,8 +59,15 @@ function options(request) {
     add("--lora", `${lora.name}:${lora.strength}${text}`);
   }
   for (const file of request.references ?? []) words.push("--reference", file);
-  if (request.init) words.push("--init-img", "input.png");
-  if (request.init) add("--strength", request.strength);
+  if (request.control) words.push("--control", request.control);
+  if (request.init) {
+    words.push("--init-img", request.init);
+    add("--mask", request.mask);
+    add("--mask-blur", request.mask_blur);
+    add("--mask-padding", request.mask_padding);
+    add("--outpaint", request.outpaint);
+    add("--strength", request.strength);
+  }
   return words;
 }
 
@@ -90,14 +97,19 @@ export function curl(request, file, base, hasKey) {
   const lines = [];
   const body = { ...request };
   let data = `-d ${quoted(JSON.stringify({ request: body }))}`;
-  const files = [...(request.init ? ["input.png"] : []), ...(request.references ?? [])];
+  // Images do not fit on a command line.
+  const files = [];
+  const mark = (file) => `@IMAGE${files.push(file) - 1}@`;
+  for (const name of ["init", "mask", "control"]) {
+    if (request[name]) body[name] = mark(request[name]);
+  }
+  if (request.references) body.references = request.references.map(mark);
   if (files.length) {
-    // Images do not fit on a command line.
-    const marks = files.map((_, i) => `@IMAGE${i}@`);
-    if (request.init) body.init = marks[0];
-    if (request.references) body.references = marks.slice(-request.references.length);
-    const parts = JSON.stringify({ request: body }).split(/@IMAGE\d+@/);
-    const words = parts.map((part, i) => `printf %s ${quoted(part)};${i < files.length ? ` base64 < ${files[i]};` : ""}`);
+    // In the order in which they are written.
+    const text = JSON.stringify({ request: body });
+    const parts = text.split(/@IMAGE\d+@/);
+    const order = [...text.matchAll(/@IMAGE(\d+)@/g)].map(([, i]) => files[i]);
+    const words = parts.map((part, i) => `printf %s ${quoted(part)};${i < order.length ? ` base64 < ${order[i]};` : ""}`);
     lines.push(`{ ${words.join(" ")} } | tr -d '\\n' > request.json`);
     data = "-d @request.json";
   }

@@ -111,6 +111,7 @@ struct GpuFacts {
 
 /// What the driver made of one kernel.
 #[derive(Debug, Serialize)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 struct KernelRow {
     name: &'static str,
     threads: u32,
@@ -206,6 +207,7 @@ struct AdapterFacts {
     subgroups: Option<(u32, u32)>,
     f16: bool,
     cooperative_matrix: bool,
+    int8: bool,
     unusable: Option<String>,
     #[serde(flatten)]
     flux: FluxFacts,
@@ -237,6 +239,7 @@ fn adapters() -> Vec<AdapterFacts> {
             subgroups: a.subgroups,
             f16: a.f16,
             cooperative_matrix: a.cooperative_matrix,
+            int8: a.int8,
             flux,
             name: a.name,
             driver: a.driver,
@@ -268,6 +271,7 @@ fn adapter_text(a: &AdapterFacts) -> String {
         }),
         a.f16.then(|| "f16".to_string()),
         a.cooperative_matrix.then(|| "cooperative matrices".to_string()),
+        a.int8.then(|| "int8 products".to_string()),
     ];
     let has: Vec<String> = has.into_iter().flatten().collect();
     text += &format!(

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
 use super::progress::{self, Progress};
-use super::start_image::{SeenImages, StartImage};
+use super::start_image::{SeenImages, StartImage, load_control_image};
 use super::target::Target;
-use super::values::{Budget, Seed, Size};
+use super::values::{Budget, ControlNetArg, Seed, Size};
 use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
@@ -19,7 +19,9 @@ use crate::pipeline::images::{
 use crate::pipeline::models::ModelPlaces;
 use crate::pipeline::request::{Generated, MIN_SIDE, Options, Request, Settings};
 use crate::pipeline::schedule::ScheduleConfig;
-use crate::pipeline::{Engine, find_recorded_loras, recorded_model, work};
+use crate::pipeline::{
+    Engine, find_recorded_controlnets, find_recorded_loras, recorded_model, work,
+};
 use crate::units;
 
 /// How many times the usual work of a model an image file may ask for.
@@ -55,7 +57,8 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
     });
     let requests = requests.collect::<Result<Vec<_>>>()?;
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
-    job.draw(requests, start, args.engine.options(), Progress::new(how), None)
+    let files = InputFiles { start, seen };
+    job.draw(requests, files, args.engine.options(), Progress::new(how), None)
 }
 
 /// Draws what an image file says it was made of, with the arguments in place of what it says.
@@ -104,9 +107,12 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
     let beside = args.image.parent().unwrap_or(Path::new(""));
     find_recorded_loras(&mut request, settings, &places, beside)
         .map_err(|e| e.at_path(&args.image))?;
+    find_recorded_controlnets(&mut request, settings, &places, beside)
+        .map_err(|e| e.at_path(&args.image))?;
     let recorded = Some(Again { args: &args, found: &found });
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
-    job.draw(vec![request], start, options, progress, recorded)
+    let files = InputFiles { start, seen };
+    job.draw(vec![request], files, options, progress, recorded)
 }
 
 /// The prompt given as an argument, or what stdin holds for `-`.
@@ -177,6 +183,7 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     options.files.plan_only = true;
     let engine = open_with(options, &mut progress)?;
     fit_to_model(&mut request, &args.request, &engine);
+    request.references = seen.decode_references(&request, args.engine.ram.size(), &engine)?;
     let plan = engine.plan(&request)?;
     progress.finish();
     if how.json {
@@ -189,8 +196,8 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
 }
 
 /// Replaces what `args` set in `request`, reads the scheduler's configuration, and checks the
-/// whole, with the other images that were read. If there is an image to start from, a
-/// placeholder for it makes the rest of the request complete.
+/// whole, with the other images that were read. Placeholders for an image to start from and for
+/// references make the request complete.
 pub fn fill(
     request: &mut Request,
     args: &RequestArgs,
@@ -205,8 +212,18 @@ pub fn fill(
     if let Some(path) = &args.control {
         typed.control = Some(load_init_image(path)?);
     }
-    typed.references.clone_from(&seen.references);
-    typed.styles.clone_from(&seen.styles);
+    seen.add_to(&mut typed);
+    for (i, ControlNetArg { choice, image }) in args.controlnets.iter().enumerate() {
+        typed.control_images.push(load_control_image(image)?);
+        typed.controlnets.push(match choice.name.is_empty() {
+            false => choice.clone(),
+            true => request.controlnets.get(i).cloned().ok_or_else(|| {
+                Error::argument("there is no ControlNet for this image")
+                    .at_parameter_value("controlnet", image.display())
+                    .try_("{controlnet=FILE:IMAGE}")
+            })?,
+        });
+    }
     request.replace_with(typed);
     if args.seed == Some(Seed::Random) {
         request.seed = None;
@@ -244,6 +261,12 @@ fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     }
 }
 
+/// The images that the arguments name.
+struct InputFiles {
+    start: Option<StartImage>,
+    seen: SeenImages,
+}
+
 /// Everything that drawing needs besides the requests.
 struct Job<'a> {
     args: &'a RequestArgs,
@@ -259,7 +282,7 @@ impl Job<'_> {
     fn draw(
         &self,
         mut requests: Vec<Request>,
-        start: Option<StartImage>,
+        files: InputFiles,
         options: Options,
         mut progress: Progress,
         recorded: Option<Again>,
@@ -273,6 +296,11 @@ impl Job<'_> {
         tell_budgets(engine, &progress);
         let mut pipeline = open_with(options, &mut progress)?;
         requests.iter_mut().for_each(|request| fit_to_model(request, args, &pipeline));
+        let InputFiles { start, seen } = files;
+        let references = seen.decode_references(&requests[0], engine.ram.size(), &pipeline)?;
+        if !references.is_empty() {
+            requests.iter_mut().for_each(|request| request.references.clone_from(&references));
+        }
         if let Some(recorded) = &recorded {
             recorded.check(&pipeline, &requests[0], &progress)?;
         }
@@ -343,7 +371,7 @@ impl Again<'_> {
         self.warn_of_another_model(&settings, progress);
         // Values that were typed are intended; those of the file may come from someone else.
         let (mut asked, typed) = (settings.clone(), &self.args.request);
-        let usual = pipeline.settings(&Request::default())?;
+        let usual = pipeline.defaults()?;
         if typed.count.is_some() {
             (asked.count, asked.only) = (1, None);
         }

@@ -108,6 +108,12 @@ fn lines(found: &Provenance) -> String {
         text += &match (name.as_str(), value) {
             ("width", _) => format!("size: {}x{}\n", settings.width, settings.height),
             ("height" | "model hash" | "loras" | "lora hashes" | "only", _) => continue,
+            ("style strengths", _) if settings.style_strengths.is_empty() => continue,
+            ("style strengths", _) => {
+                let all: Vec<String> =
+                    settings.style_strengths.iter().map(f32::to_string).collect();
+                format!("{name}: {}\n", all.join(", "))
+            }
             (_, Value::Null) => continue,
             ("model", _) => {
                 let model = format!("model: {} {}", settings.model, settings.model_hash);

@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use self::client::{Client, fault_of};
-use super::args::{How, RemoteArgs};
+use super::args::{How, RemoteArgs, RequestArgs};
 use super::generate::{fill, images_of, stdin_is_free};
 use super::output;
 use super::preview;
@@ -20,7 +20,7 @@ use super::prompts;
 use super::signals;
 use super::start_image::{SeenImages, StartImage};
 use super::target::Target;
-use super::values::{Budget, Size};
+use super::values::{Budget, Size, StyleArg};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
 use crate::host::process_environment;
@@ -48,19 +48,9 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
             .try_("flux-fast remote http://127.0.0.1:8188 \"a fox\"".to_string()));
     }
     let start = StartImage::open(&args.request, Budget::Auto)?;
-    if start.as_ref().is_some_and(StartImage::is_masked) {
-        return Err(Error::argument("masks are not sent to a server yet").at("--init-img").try_(
-            "draw it on this machine, or give an image without transparent pixels and no --mask",
-        ));
-    }
-    if args.request.control.is_some() {
-        return Err(Error::argument("control images are not sent to a server yet")
-            .at("--control")
-            .try_("draw it on this machine"));
-    }
-    if !args.request.styles.is_empty() {
-        return Err(Error::argument("style images are not sent to a server yet")
-            .at("--style")
+    if !args.request.controlnets.is_empty() {
+        return Err(Error::argument("ControlNets are not sent to a server yet")
+            .at("--controlnet")
             .try_("draw it on this machine"));
     }
     let seen = SeenImages::load(&args.request, None)?;
@@ -88,11 +78,10 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
     let patience = Duration::from_secs(args.patience);
     let client = Client::new(&args.url, key.as_deref(), args.ca_cert.as_deref(), patience)?;
     signals::listen();
-    let init = start.map(|start| BASE64_STANDARD.encode(start.bytes()));
-    let reference = |path: &PathBuf| Ok(BASE64_STANDARD.encode(ImageFile::open(path)?.bytes()));
-    let references = args.request.references.iter().map(reference).collect::<Result<_>>()?;
     let progress = Progress::remote(how);
-    let mut run = Run { args: &args, how, client, target, init, references, progress, all };
+    start.iter().filter_map(StartImage::note).for_each(|note| progress.note(&note));
+    let images = images_of_request(&args.request, start.as_ref())?;
+    let mut run = Run { args: &args, how, client, target, images, progress, all };
     run.fit_to_model(&mut requests)?;
     let mut files = Vec::new();
     for request in requests {
@@ -101,16 +90,43 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
     Ok(())
 }
 
+/// The fields of a body with the images that the arguments name: their files as they are.
+fn images_of_request(
+    args: &RequestArgs,
+    start: Option<&StartImage>,
+) -> Result<Vec<(&'static str, Value)>> {
+    let encoded = |path: &PathBuf| {
+        Ok::<_, Error>(json!(BASE64_STANDARD.encode(ImageFile::open(path)?.bytes())))
+    };
+    let mut images = Vec::new();
+    if let Some(start) = start {
+        images.push(("init", json!(BASE64_STANDARD.encode(start.bytes()))));
+    }
+    for (name, path) in [("mask", &args.mask), ("control", &args.control)] {
+        if let Some(path) = path {
+            images.push((name, encoded(path)?));
+        }
+    }
+    if !args.references.is_empty() {
+        images.push(("references", args.references.iter().map(encoded).collect::<Result<_>>()?));
+    }
+    if !args.styles.is_empty() {
+        let style = |style: &StyleArg| {
+            Ok::<_, Error>(json!({"image": encoded(&style.path)?, "strength": style.strength}))
+        };
+        images.push(("styles", args.styles.iter().map(style).collect::<Result<_>>()?));
+    }
+    Ok(images)
+}
+
 /// Everything that all jobs of one call have in common.
 struct Run<'a> {
     args: &'a RemoteArgs,
     how: How,
     client: Client,
     target: Target,
-    /// The image to start from, in base64.
-    init: Option<String>,
-    /// Reference images, in base64.
-    references: Vec<String>,
+    /// The fields with images.
+    images: Vec<(&'static str, Value)>,
     progress: Progress,
     /// The images of all requests.
     all: usize,
@@ -154,10 +170,11 @@ impl Run<'_> {
         body["model"] = json!(self.args.model);
         body["format"] = json!(self.target.format.name());
         body["quality"] = json!(self.args.output.quality);
-        body["init"] = json!(self.init);
-        if !self.references.is_empty() {
-            body["references"] = json!(self.references);
+        for (name, image) in &self.images {
+            body[*name] = image.clone();
         }
+        // Next to the images.
+        body["style_strengths"] = Value::Null;
         // A server of another version need not know parameters that are not set.
         if let Some(fields) = body.as_object_mut() {
             fields.retain(|_, value| !value.is_null() && value.as_array() != Some(&Vec::new()));

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::pipeline::Engine;
 use crate::pipeline::images::ImageFile;
-use crate::pipeline::request::{Image, Mask, Request, Settings};
+use crate::pipeline::request::{ControlImage, Image, Mask, Request, Settings};
 use crate::text::one_line;
 use crate::units;
 use crate::units::ByteSize;
@@ -134,7 +134,8 @@ impl StartImage {
 
 /// Images that a model looks at, besides the one to start from.
 pub struct SeenImages {
-    pub references: Vec<Image>,
+    /// Not decoded yet: in which size they are read depends on the model.
+    references: Vec<(PathBuf, ImageFile)>,
     pub styles: Vec<Image>,
 }
 
@@ -152,25 +153,45 @@ impl SeenImages {
         };
         let styles = args.styles.iter().map(style);
         let at = |e: Error| e.at_parameter("style");
+        let reference = |path: &PathBuf| Ok((path.clone(), ImageFile::open(path)?));
         Ok(SeenImages {
-            references: load_references(args, ram)?,
+            references: args.references.iter().map(reference).collect::<Result<_>>()?,
             styles: styles.collect::<Result<_>>().map_err(at)?,
         })
     }
-}
 
-/// The reference images that the arguments name, if there is memory to decode them one after
-/// another within `ram`.
-///
-/// # Errors
-/// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
-fn load_references(args: &RequestArgs, ram: Option<ByteSize>) -> Result<Vec<Image>> {
-    let load = |path: &PathBuf| {
-        let file = ImageFile::open(path)?;
-        check_ram(ram, "the reference image", file.reference_bytes(), path)?;
-        file.reference().map_err(|e| e.at_path(path))
-    };
-    args.references.iter().map(load).collect()
+    /// Gives `request` the images, with placeholders for references.
+    pub fn add_to(&self, request: &mut Request) {
+        let placeholder = Image { width: 1, height: 1, rgb: vec![0; 3] };
+        request.references = vec![placeholder; self.references.len()];
+        request.styles.clone_from(&self.styles);
+    }
+
+    /// The references in the size in which `pipeline` reads them, decoded one after another within
+    /// `ram`, for `request`, which has placeholders for them.
+    ///
+    /// # Errors
+    /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough, and the error of
+    /// a model that reads none.
+    pub fn decode_references(
+        &self,
+        request: &Request,
+        ram: Option<ByteSize>,
+        pipeline: &Engine,
+    ) -> Result<Vec<Image>> {
+        if self.references.is_empty() {
+            return Ok(Vec::new());
+        }
+        let Some(size) = pipeline.reference_size() else {
+            // The error says which models read them.
+            return pipeline.settings(request).map(|_| Vec::new());
+        };
+        let decode = |(path, file): &(PathBuf, ImageFile)| {
+            check_ram(ram, "the reference image", file.reference_bytes(size), path)?;
+            file.reference(size).map_err(|e| e.at_path(path))
+        };
+        self.references.iter().map(decode).collect()
+    }
 }
 
 /// Checks that `bytes` more fit within `--ram`, to decode `what` in the file at `path`.
@@ -192,4 +213,16 @@ fn check_ram(ram: Option<ByteSize>, what: &str, bytes: u64, path: &Path) -> Resu
         }
         _ => Ok(()),
     }
+}
+
+/// The image that a ControlNet sees. Its transparent pixels are the part that is repainted, for one
+/// that reads it.
+pub fn load_control_image(path: &Path) -> Result<ControlImage> {
+    let file = ImageFile::open(path).map_err(|e| e.at_parameter("controlnet"))?;
+    let at = |e: Error| e.at_path(path);
+    if !file.has_alpha() {
+        return Ok(ControlImage::from(file.decode().map_err(at)?));
+    }
+    let (image, mask) = file.decode_with_mask().map_err(at)?;
+    Ok(ControlImage { image, mask })
 }

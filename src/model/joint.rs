@@ -17,12 +17,14 @@ pub struct SequenceShape {
     /// Rows and columns of the grid of tokens of each reference image. All sequences have the same
     /// references.
     pub references: Vec<(usize, usize)>,
+    /// Columns that LoRAs add to the input of the transformer, for a control image.
+    pub added_inputs: usize,
 }
 
 impl From<&DenoiseShape> for SequenceShape {
     /// Without references.
     fn from(image: &DenoiseShape) -> Self {
-        SequenceShape { image: *image, references: Vec::new() }
+        SequenceShape { image: *image, references: Vec::new(), added_inputs: 0 }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Io, Op, Program, Segment, Step, WeightSpec};
+use super::{Io, Op, Program, Segment, SideFactor, Step, WeightSpec};
 use crate::dtype::DType;
 use crate::tensor::{Slot, Tensor, Weight};
 
@@ -14,6 +14,8 @@ pub struct Recorder {
     seen: HashMap<WeightSpec, u32>,
     /// The first part of the labels of the next steps.
     scope: String,
+    /// The network that has the next weights and steps.
+    net: u32,
 }
 
 impl Recorder {
@@ -23,12 +25,18 @@ impl Recorder {
             program: Program { name: name.into(), ..Program::default() },
             seen: HashMap::new(),
             scope: String::new(),
+            net: 0,
         }
     }
 
     /// Sets the scope: the labels of the next steps begin with `scope` and a dot.
     pub fn scope(&mut self, scope: impl Into<String>) {
         self.scope = scope.into();
+    }
+
+    /// Sets the network that has the next weights and steps ([`WeightSpec::net`]).
+    pub fn net(&mut self, net: u32) {
+        self.net = net;
     }
 
     /// Begins the segment `name`, which ends where the next one begins.
@@ -78,6 +86,13 @@ impl Recorder {
         self.weight_rows(name, 0, rows, cols)
     }
 
+    /// The columns called `name` that adapters add to a weight.
+    pub fn added_weight(&mut self, name: impl Into<String>, rows: usize, cols: usize) -> Weight {
+        let side = Some(SideFactor::Added);
+        let (net, first) = (self.net, 0);
+        self.weight_of(WeightSpec { net, name: name.into(), first, rows, cols, side })
+    }
+
     /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts
     /// elements.
     pub fn weight_rows(
@@ -87,7 +102,12 @@ impl Recorder {
         rows: usize,
         cols: usize,
     ) -> Weight {
-        let spec = WeightSpec { name: name.into(), first, rows, cols, side: None };
+        let (net, side) = (self.net, None);
+        self.weight_of(WeightSpec { net, name: name.into(), first, rows, cols, side })
+    }
+
+    fn weight_of(&mut self, spec: WeightSpec) -> Weight {
+        let (rows, cols) = (spec.rows, spec.cols);
         let weights = &mut self.program.weights;
         let id = *self.seen.entry(spec.clone()).or_insert_with(|| {
             weights.push(spec);
@@ -110,7 +130,7 @@ impl Recorder {
         if let Err(why) = op.check() {
             panic!("{}: {label}: {why}: {op}", self.program.name);
         }
-        self.program.steps.push(Step { op, label });
+        self.program.steps.push(Step { op, label, net: self.net });
     }
 
     /// The finished program.

@@ -2,16 +2,20 @@
 
 use std::ops::ControlFlow;
 
+use super::controlnets::ControlNets;
 use super::embedded;
+use super::flux1_kind::Flux1Kind;
 use super::generate::{generate, input_images};
+use super::images::ReferenceSize;
+use super::inputs::ModelInputs;
 use super::loaded::LoadedModel;
 use super::loras::Loras;
-use super::model::{Model, Networks};
+use super::model::Model;
 use super::open_device::OpenDevice;
 use super::progress::{Listener, send};
 use super::report::PlanReport;
 use super::request::{AspectRatio, Generated, Options, Request, Settings};
-use super::settle::{masking_for, noise_levels, settings_for};
+use super::settle::{default_settings, masking_for, noise_levels, settings_for};
 use crate::backend::{Backend, Int8Use};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -83,7 +87,8 @@ impl Engine {
                         computed so; {compute=bf16} is more exact, and slower";
             notify(on, Event::note(note))?;
         }
-        let mut loaded = LoadedModel::new(model, Loras::new(places), !options.no_cache);
+        let (loras, controlnets) = (Loras::new(places), ControlNets::new(places));
+        let mut loaded = LoadedModel::new(model, loras, controlnets, !options.no_cache);
         loaded.embedded = embedded;
         Ok(Engine { loaded, device })
     }
@@ -112,18 +117,43 @@ impl Engine {
         ratio.size(model.defaults.width * model.defaults.height, model.token_pixels())
     }
 
-    /// Whether the model reads [`Request::references`].
-    pub fn reads_references(&self) -> bool {
+    /// What the model reads besides the prompt.
+    pub fn inputs(&self) -> ModelInputs {
         let model = &self.loaded.model;
-        match model.networks {
-            Networks::Flux1(_) => model.reads_kontext(),
-            Networks::Flux2(_) => true,
+        match model.flux1_kind() {
+            Some(kind) => ModelInputs {
+                references: kind == Flux1Kind::Kontext,
+                kontext_sizes: kind == Flux1Kind::Kontext,
+                needs_control: kind.is_control(),
+                needs_mask: kind == Flux1Kind::Fill,
+            },
+            None => ModelInputs { references: true, ..ModelInputs::default() },
         }
+    }
+
+    /// In which size the model reads reference images; `None` if it reads none.
+    pub fn reference_size(&self) -> Option<ReferenceSize> {
+        let model = &self.loaded.model;
+        match model.flux1_kind() {
+            None => Some(ReferenceSize::Limited),
+            Some(Flux1Kind::Kontext) => Some(ReferenceSize::Kontext { unit: model.token_pixels() }),
+            Some(_) => None,
+        }
+    }
+
+    /// The model's own settings: those of a request that sets nothing. Such a request need not be
+    /// one that the model can draw: some need an image, too.
+    pub fn defaults(&self) -> Result<Settings> {
+        default_settings(&self.loaded.model)
     }
 
     /// `request` with the defaults of the model filled in, checked against the model.
     pub fn settings(&self, request: &Request) -> Result<Settings> {
-        settings_for(&self.loaded.model, request)
+        match request.control {
+            // LoRAs that read it have defaults of their own.
+            Some(_) if request.has_loras() => self.loaded.settle(request).map(|(s, _)| s),
+            _ => settings_for(&self.loaded.model, request),
+        }
     }
 
     /// Makes the images that `request` asks for; see [`Engine::generate_with`].
@@ -159,7 +189,7 @@ impl Engine {
 
     /// What a generation would use, without running it.
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
-        let settings = self.settings(request)?;
+        let (settings, _) = self.loaded.settle(request)?;
         let sigmas = noise_levels(&self.loaded.model, &settings);
         let masking = masking_for(&self.loaded.model, request)?;
         let images = input_images(&self.loaded.model, request, &settings, masking.as_ref());

@@ -35,7 +35,15 @@ impl Flux1Kind {
         if networks::mask_factor(inputs, outputs).is_some() {
             return Flux1Kind::Fill;
         }
-        let is = |word: &str| called.iter().any(|name| names(name, word));
+        Flux1Kind::control(|word| called.iter().any(|name| names(name, word)))
+    }
+
+    /// That of control LoRAs with these file names, in lower case.
+    pub fn of_loras(called: &[String]) -> Flux1Kind {
+        Flux1Kind::control(|word| called.iter().any(|name| name.contains(word)))
+    }
+
+    fn control(is: impl Fn(&str) -> bool) -> Flux1Kind {
         match () {
             () if is("canny") => Flux1Kind::Canny,
             () if is("depth") => Flux1Kind::Depth,

@@ -1,5 +1,6 @@
 //! One generation: plan the phases, draw the noise, run the phases.
 
+use super::control_images::{acting, seen_by_all};
 use super::embedded;
 use super::flux1_kind::Flux1Kind;
 use super::images::{self, Filter, Masking};
@@ -12,7 +13,7 @@ use super::phases::{KeptLatents, MaskSampling, Values};
 use super::progress::{Listener, send};
 use super::recover::Recovery;
 use super::request::{Generated, Image, Request, Settings, foreign_syntax};
-use super::settle::{masking_for, noise_levels, random_seed, settings_for};
+use super::settle::{masking_for, noise_levels, random_seed};
 use super::speed::{Speeds, Stopwatch};
 use crate::error::{Error, Result};
 use crate::event::Event;
@@ -54,7 +55,7 @@ fn generate_once(
     on: Listener<'_>,
 ) -> Result<Generated> {
     let model = &loaded.model;
-    let mut settings = settings_for(model, request)?;
+    let (mut settings, loras) = loaded.settle(request)?;
     let style_size = match request.styles.is_empty() {
         true => 0,
         false => {
@@ -64,17 +65,22 @@ fn generate_once(
             networks.siglip.config.image
         }
     };
-    let loras = loaded.lora_set(&settings)?;
     settings.lora_hashes = loras.hashes();
     loras.events().into_iter().try_for_each(|event| send(on, event))?;
-    // The matrices of other LoRAs are dropped first: both need not fit.
+    let all_controls = loaded.controls(&settings)?;
+    settings.controlnet_hashes = all_controls.iter().map(|c| c.net.hash.clone()).collect();
+    let sigmas = noise_levels(model, &settings);
+    let (controls, control_images) = acting(&all_controls, &request.control_images, &sigmas, on)?;
+    // The matrices of other LoRAs and the weights of other ControlNets are dropped first: both need
+    // not fit.
     let (backend, holdings) = device.parts()?;
     holdings.keep_sides(backend, loras.number)?;
-    let sigmas = noise_levels(model, &settings);
+    let owners: Vec<u32> = controls.iter().map(|c| c.net.number).collect();
+    holdings.keep_owners(backend, &owners)?;
     let masking = masking_for(model, request)?;
     let images = input_images(model, request, &settings, masking.as_ref());
     let PlannedRequest { phases, host_bytes } =
-        loaded.plan(&settings, &sigmas, &loras, device, &images)?;
+        loaded.plan(&settings, &sigmas, &loras, device, &images, &controls)?;
     warn_of_changes(model, request, &settings, on)?;
     if loaded.embedded {
         let warnings = embedded::warnings(&settings);
@@ -83,7 +89,7 @@ fn generate_once(
     let pinned = device.pinned_bytes(host_bytes);
     let granularity = device.caps().granularity;
     let (backend, holdings) = device.parts()?;
-    backend.allow_host(pinned);
+    backend.allow_host(pinned, phases.passing_bytes());
     holdings.set_peak(phases.peak_bytes(granularity));
 
     let fitted = |image| images::fit(image, settings.width, settings.height);
@@ -92,6 +98,7 @@ fn generate_once(
         true => images::prepare_kontext(image, unit),
         false => images::prepare_reference(image, unit),
     };
+    let control_kind = loras.control_kind().or(model.flux1_kind());
     let is_fill = model.flux1_kind() == Some(Flux1Kind::Fill);
     let start = match &masking {
         Some(masking) => Some(masking.start()),
@@ -106,9 +113,10 @@ fn generate_once(
             .map(|masking| kept_latents(model, &settings, masking)),
         condition_image: match (&masking, &request.control) {
             (Some(masking), None) if is_fill => Some(masking.start()),
-            (_, Some(control)) => Some(prepared_control(model, control, &settings, on)?),
+            (_, Some(control)) => Some(prepared_control(control_kind, control, &settings, on)?),
             _ => None,
         },
+        controls: seen_by_all(&controls, &control_images, masking.as_ref(), &settings)?,
         hole: masking.as_ref().filter(|_| is_fill).map(Masking::drawn_mask),
         reference_images: request.references.iter().map(prepared).collect(),
         style_images: request
@@ -144,13 +152,13 @@ fn generate_once(
 /// The control image in the size of the request. Canny sees the edges of a photo, and a drawing of
 /// edges as it is.
 fn prepared_control(
-    model: &Model,
+    kind: Option<Flux1Kind>,
     control: &Image,
     settings: &Settings,
     on: Listener<'_>,
 ) -> Result<Image> {
     let fitted = images::fit(control, settings.width, settings.height);
-    if model.flux1_kind() != Some(Flux1Kind::Canny) {
+    if kind != Some(Flux1Kind::Canny) {
         return Ok(fitted);
     }
     if images::is_drawing_of_edges(&fitted) {
@@ -203,8 +211,9 @@ pub fn input_images(
             images::fit_bytes((image.width, image.height), settings.width, settings.height);
         image.rgb.len() as u64 + fitting + 24 * drawn
     };
-    let control_bytes = request.control.as_ref().map_or(0, control);
-    let host_bytes = reference_bytes(request)
+    let images_of_nets = request.control_images.iter().map(|c| &c.image);
+    let control_bytes = request.control.iter().chain(images_of_nets).map(control).sum::<u64>();
+    let host_bytes = reference_bytes(model, request)
         + style_bytes(request)
         + control_bytes
         + match masking {
@@ -221,9 +230,17 @@ pub fn input_images(
 
 /// What reference images need on the host before they are encoded, in bytes: all as they are given,
 /// and the work on one of them.
-fn reference_bytes(request: &Request) -> u64 {
+fn reference_bytes(model: &Model, request: &Request) -> u64 {
     let given = request.references.iter().map(|image| image.rgb.len() as u64).sum::<u64>();
-    let work = request.references.iter().map(|i| images::prepare_bytes(i.width, i.height)).max();
+    let work = |i: &Image| match model.reads_kontext() {
+        true => {
+            let size = (i.width, i.height);
+            let (width, height) = images::kontext_size(i.width, i.height, model.token_pixels());
+            images::stretch_bytes(size, width, height)
+        }
+        false => images::prepare_bytes(i.width, i.height),
+    };
+    let work = request.references.iter().map(work).max();
     given + work.unwrap_or(0)
 }
 
@@ -270,6 +287,11 @@ fn warn_of_changes(
     if model.reads_kontext() && request.references.is_empty() {
         let note = "FLUX.1 Kontext edits the image of {reference}; without one it draws from the \
                     prompt, as [dev] does";
+        send(on, Event::note(note))?;
+    }
+    if !request.styles.is_empty() && settings.cfg_scale != 1.0 {
+        let note = "the negative prompt sees the style images, too, so that {cfg_scale} does not \
+                    strengthen them";
         send(on, Event::note(note))?;
     }
     let mut warn = |text: Message| send(on, Event::Warning(text));

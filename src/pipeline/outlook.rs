@@ -47,7 +47,8 @@ impl PublishedModel {
                 flux1::denoise(&FluxConfig::schnell(), &shape(256), activation)
             }
             PublishedModel::Klein4b => {
-                let shape = SequenceShape { image: shape(512), references: Vec::new() };
+                let shape =
+                    SequenceShape { image: shape(512), references: Vec::new(), added_inputs: 0 };
                 flux2::denoise(&Flux2Config::klein_4b(), &shape, activation)
             }
         }

@@ -20,12 +20,25 @@ use crate::message::Message;
 /// encoder.
 pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     request.check()?;
-    let d = &model.defaults;
     check_references(model, request)?;
     check_condition(model, request)?;
+    check_controlnets(model, request)?;
     if !request.styles.is_empty() && model.flux1_kind().is_none() {
         return Err(styles::unsupported());
     }
+    filled(model, request)
+}
+
+/// The settings of a request that sets nothing, and has what the model needs besides the prompt.
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) for defaults in a file that are out of range.
+pub fn default_settings(model: &Model) -> Result<Settings> {
+    filled(model, &Request::default())
+}
+
+fn filled(model: &Model, request: &Request) -> Result<Settings> {
+    let d = &model.defaults;
     let unit = model.token_pixels();
     let own = match (masked_size(model, request)?, request.references.first()) {
         (Some(size), _) => size,
@@ -64,8 +77,10 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     }
     // The model's defaults come from a file, so they must be checked too.
     Request::from(settings.clone()).check_values()?;
-    let reads_images =
-        request.init.is_some() || request.control.is_some() || !request.references.is_empty();
+    let reads_images = request.init.is_some()
+        || request.control.is_some()
+        || !request.controlnets.is_empty()
+        || !request.references.is_empty();
     if reads_images && !model.vae.config.encoder {
         return Err(Error::model(
             "reading an image needs the autoencoder's encoder, which this file lacks",
@@ -137,11 +152,9 @@ fn check_condition(model: &Model, request: &Request) -> Result<()> {
     let kind = model.flux1_kind();
     let is_control = kind.is_some_and(Flux1Kind::is_control);
     match &request.control {
-        Some(_) if !is_control => {
-            return Err(Error::argument("this model does not read a control image")
-                .at_parameter("control")
-                .try_("use FLUX.1 Canny or Depth, or {init} to start from an image"));
-        }
+        // Whether one of the LoRAs reads it is known when they are.
+        Some(_) if kind == Some(Flux1Kind::TextToImage) && request.has_loras() => {}
+        Some(_) if !is_control => return Err(no_control_image()),
         None if is_control => {
             return Err(Error::argument("this model needs a control image")
                 .at_parameter("control")
@@ -159,6 +172,33 @@ fn check_condition(model: &Model, request: &Request) -> Result<()> {
             .try_("{init} with the image, and {mask} or {outpaint}"));
     }
     Ok(())
+}
+
+/// Checks that the model can have ControlNets, and that each of them has its image.
+fn check_controlnets(model: &Model, request: &Request) -> Result<()> {
+    let (found, expected) = (request.control_images.len(), request.controlnets.len());
+    if let (Networks::Flux2(_), Some(first)) = (&model.networks, request.controlnets.first()) {
+        return Err(Error::argument("ControlNets are for FLUX.1, and this is a FLUX.2 model")
+            .at_message(first.place())
+            .found(&model.name)
+            .try_("a FLUX.1 model; FLUX.2 takes images by {reference}"));
+    }
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::argument("each ControlNet needs an image, which recorded settings do not contain")
+        .at_parameter("controlnet")
+        .found(format!("{found} images"))
+        .expected(expected)
+        .try_("{controlnet=FILE:IMAGE} for each of them"))
+}
+
+/// The error for a control image with a model that does not read any.
+pub fn no_control_image() -> Error {
+    Error::argument("this model does not read a control image").at_parameter("control").try_(
+        "use FLUX.1 Canny or Depth, or {lora} with one of their LoRAs on [dev]; {init} starts from \
+         an image",
+    )
 }
 
 /// `pixels` must be a positive multiple of `token`, the pixels along the edge of one token.

@@ -65,7 +65,11 @@ fn changed(server: &Server, job: &Job, before: Option<State>) {
                 && let (Some(spec), Some(begun), Some(ended)) =
                     (&job.spec, job.started, job.finished)
             {
-                server.rates.measured(&spec.model, server.work(&spec.request), ended - begun);
+                server.rates.measured(
+                    &spec.model,
+                    server.work(&spec.request, spec.drawn),
+                    ended - begun,
+                );
             }
             server.publish_outcome(job);
         }
@@ -80,7 +84,7 @@ pub fn note_workers(server: &Server) {
     (worker.ready, worker.others) = (ready > 0, ready);
     if !catalog.models.is_empty() {
         worker.defaults = Some(catalog.defaults.clone());
-        worker.reads_references = catalog.reads_references;
+        worker.inputs = catalog.inputs;
     }
     drop(worker);
     server.models.learn(catalog);
@@ -135,7 +139,7 @@ pub async fn describe(server: Arc<Server>) {
             ready: worker.ready && !server.is_draining(),
             default: server.models.default_name().to_string(),
             defaults,
-            reads_references: worker.reads_references,
+            inputs: worker.inputs,
             models,
             loras,
             held: worker.held,

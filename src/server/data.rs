@@ -1,8 +1,9 @@
-//! The data folder: the list of jobs, images to start from, and results.
+//! The data folder: the list of jobs, images that clients send, and results.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use super::job::JobSpec;
 use crate::error::{Error, Result};
 use crate::pipeline::images::{Format, probe_output, write_beside};
 
@@ -88,6 +89,34 @@ impl DataFolder {
         self.inputs().join(id)
     }
 
+    /// The mask of the job `id`.
+    pub fn mask(&self, id: &str) -> PathBuf {
+        self.inputs().join(format!("{id}-mask"))
+    }
+
+    /// The control image of the job `id`.
+    pub fn control(&self, id: &str) -> PathBuf {
+        self.inputs().join(format!("{id}-control"))
+    }
+
+    /// The names of the files with the images that the job `id` starts from.
+    pub fn input_names(id: &str, spec: &JobSpec) -> Vec<String> {
+        let single = [
+            (spec.has_input, id.to_string()),
+            (spec.has_mask, format!("{id}-mask")),
+            (spec.has_control, format!("{id}-control")),
+        ];
+        let single = single.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| name);
+        let references = (0..spec.references).map(|n| format!("{id}-{n}"));
+        let styles = (0..spec.styles).map(|n| format!("{id}-style-{n}"));
+        single.chain(references).chain(styles).collect()
+    }
+
+    /// Style image number `number` of the job `id`.
+    pub fn style(&self, id: &str, number: usize) -> PathBuf {
+        self.inputs().join(format!("{id}-style-{number}"))
+    }
+
     /// Reference image number `number` of the job `id`.
     pub fn reference(&self, id: &str, number: usize) -> PathBuf {
         self.inputs().join(format!("{id}-{number}"))
@@ -108,6 +137,21 @@ impl DataFolder {
         write_beside(&self.input(id), bytes)
     }
 
+    /// Stores the mask of the job `id`, durably.
+    pub fn write_mask(&self, id: &str, bytes: &[u8]) -> Result<()> {
+        write_beside(&self.mask(id), bytes)
+    }
+
+    /// Stores the control image of the job `id`, durably.
+    pub fn write_control(&self, id: &str, bytes: &[u8]) -> Result<()> {
+        write_beside(&self.control(id), bytes)
+    }
+
+    /// Stores style image number `number` of the job `id`, durably.
+    pub fn write_style(&self, id: &str, number: usize, bytes: &[u8]) -> Result<()> {
+        write_beside(&self.style(id, number), bytes)
+    }
+
     /// Stores reference image number `number` of the job `id`, durably.
     pub fn write_reference(&self, id: &str, number: usize, bytes: &[u8]) -> Result<()> {
         write_beside(&self.reference(id, number), bytes)
@@ -122,9 +166,12 @@ impl DataFolder {
 
     /// Deletes the files of the job `id`.
     pub fn delete(&self, id: &str) {
-        std::fs::remove_file(self.input(id)).ok();
+        for path in [self.input(id), self.mask(id), self.control(id)] {
+            std::fs::remove_file(path).ok();
+        }
         // Numbers are without gaps.
         (0..).take_while(|n| std::fs::remove_file(self.reference(id, *n)).is_ok()).for_each(drop);
+        (0..).take_while(|n| std::fs::remove_file(self.style(id, *n)).is_ok()).for_each(drop);
         for format in Format::ALL {
             (0..)
                 .map(|index| self.result(&Self::result_name(id, index, format)))

@@ -7,14 +7,13 @@ use serde_json::Value;
 use super::access::hash;
 use super::fault::Fault;
 use super::job::{Lane, hex};
+use super::masks::DraftMask;
 use super::webhook::Webhook;
-use crate::pipeline::images::{
-    DEFAULT_QUALITY, Format, check_reference, image_size, reference_size,
-};
-use crate::pipeline::request::{self, Image, MAX_REFERENCES, Request};
+use crate::pipeline::images::{DEFAULT_QUALITY, Format, check_reference, image_size};
+use crate::pipeline::request::{self, Image, MAX_REFERENCES, Mask, Request};
 
 /// The largest image of a client, in pixels. It is checked before the image is decoded.
-const MAX_INPUT_PIXELS: u64 = 16_000_000;
+pub const MAX_INPUT_PIXELS: u64 = 16_000_000;
 /// Every FLUX model has tokens of 16 x 16 pixels; the worker checks again.
 pub const TOKEN: usize = 16;
 /// The longest text that is sent back, in bytes.
@@ -29,9 +28,19 @@ pub struct Draft {
     pub model: Option<String>,
     /// The file of an image to start from.
     pub input: Option<Bytes>,
+    /// Its width and height, from [`Draft::measure`].
+    pub input_size: Option<(usize, usize)>,
+    /// What is repainted of it.
+    pub mask: Option<DraftMask>,
+    /// The file of a control image.
+    pub control: Option<Bytes>,
+    /// Its width and height, from [`Draft::measure`].
+    pub control_size: Option<(usize, usize)>,
+    /// The files of style images.
+    pub styles: Vec<Bytes>,
     /// The files of reference images.
     pub references: Vec<Bytes>,
-    /// Width and height of each, from [`Draft::fit_to_references`].
+    /// Width and height of each, from [`Draft::measure`].
     pub reference_sizes: Vec<(usize, usize)>,
     /// The format of the images.
     pub format: Format,
@@ -64,6 +73,11 @@ impl Draft {
             request,
             model: None,
             input: None,
+            input_size: None,
+            mask: None,
+            control: None,
+            control_size: None,
+            styles: Vec::new(),
             references: Vec::new(),
             reference_sizes: Vec::new(),
             format: Format::Png,
@@ -77,27 +91,42 @@ impl Draft {
         }
     }
 
-    /// Reads the sizes of the reference images, and gives the request the size that its image gets
-    /// where it sets none: that of the first one.
+    /// Reads the sizes of its images. None of them is decoded.
     ///
     /// # Errors
     /// 422 for files that are not images or too large.
-    pub fn fit_to_references(&mut self) -> Result<(), Fault> {
+    pub fn measure(&mut self) -> Result<(), Fault> {
+        let size = |bytes: &Bytes, name: &str| {
+            let (width, height) = size_of(bytes, name)?;
+            Ok::<_, Fault>((width as usize, height as usize))
+        };
+        if let Some(input) = &self.input {
+            self.input_size = Some(size(input, "image")?);
+        }
+        if let Some(control) = &self.control {
+            self.control_size = Some(size(control, "control")?);
+        }
+        self.styles.iter().try_for_each(|style| size(style, "styles").map(drop))?;
         if !self.references.is_empty() {
-            let sizes = self.references.iter().map(|bytes| {
-                let (width, height) = size_of(bytes, "references")?;
-                Ok((width as usize, height as usize))
-            });
+            let sizes = self.references.iter().map(|bytes| size(bytes, "references"));
             self.reference_sizes = sizes.collect::<Result<_, Fault>>()?;
         }
-        if let Some(&(width, height)) = self.reference_sizes.first() {
-            let (width, height) = reference_size(width, height, TOKEN);
-            // One that is too small is refused by its own name.
-            let side = |pixels: usize| pixels.max(TOKEN);
-            self.request.width.get_or_insert(side(width));
-            self.request.height.get_or_insert(side(height));
-        }
         Ok(())
+    }
+
+    /// Adds a style image with its strength, 1 if there is none.
+    pub fn add_style(&mut self, image: Bytes, strength: Option<f32>) {
+        let strengths = &mut self.request.style_strengths;
+        if strength.is_some() || !strengths.is_empty() {
+            strengths.resize(self.styles.len(), 1.0);
+            strengths.push(strength.unwrap_or(1.0));
+        }
+        self.styles.push(image);
+    }
+
+    /// Whether a part of the image to start from is kept.
+    pub fn is_masked(&self) -> bool {
+        self.mask.is_some() || self.request.outpaint.is_some()
     }
 
     /// Checks its images before any of them is decoded.
@@ -105,14 +134,40 @@ impl Draft {
     /// # Errors
     /// 422.
     pub fn check_images(&self) -> Result<(), Fault> {
-        self.input.as_ref().map_or(Ok(()), |bytes| check_image(bytes))?;
+        // Their pixels do not matter.
+        let image = |&(width, height): &(usize, usize)| Image { width, height, rgb: Vec::new() };
+        let mut request = self.request.clone();
+        request.init = self.input_size.as_ref().map(image);
+        request.styles = self.styles.iter().map(|_| image(&(1, 1))).collect();
+        request.mask = self.mask.as_ref().map(|mask| {
+            let (width, height) = mask.size;
+            Mask { width, height, values: vec![u8::from(mask.repainted.is_some())] }
+        });
+        request.check()?;
+        if let (Some((width, height)), Some(margins)) = (self.input_size, request.outpaint) {
+            let [left, top, right, bottom] = margins.sides();
+            let pixels = (width + left + right) as u64 * (height + top + bottom) as u64;
+            if pixels > MAX_INPUT_PIXELS {
+                let most = MAX_INPUT_PIXELS / 1_000_000;
+                let message = format!("outpaint: expected at most {most} million pixels in all");
+                return Err(Fault::invalid("outpaint", message));
+            }
+        }
         let count = self.reference_sizes.len();
         if count > MAX_REFERENCES {
             let expected = format!("at most {MAX_REFERENCES} images: found {count}");
             return Err(Fault::invalid("references", format!("references: expected {expected}")));
         }
+        Ok(())
+    }
+
+    /// Checks that a model can read its reference images, other than FLUX.1 Kontext, which reads
+    /// any.
+    ///
+    /// # Errors
+    /// 422.
+    pub fn check_references(&self) -> Result<(), Fault> {
         for &(width, height) in &self.reference_sizes {
-            // Its pixels do not matter.
             check_reference(&Image { width, height, rgb: Vec::new() })
                 .map_err(|e| Fault::from(e).parameter("references"))?;
         }

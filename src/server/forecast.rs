@@ -1,10 +1,12 @@
 //! What a request will need, as far as that is known before it runs: sizes, work and time.
 
-use super::draft::TOKEN;
+use super::draft::{Draft, TOKEN};
 use super::fault::Fault;
 use super::job::{Job, State};
+use super::models::ServedModel;
 use super::state::{Server, blocking};
 use crate::error::Error;
+use crate::pipeline::images::{Masking, kontext_size, reference_size};
 use crate::pipeline::request::{AspectRatio, Request};
 
 /// The most steps of models that were distilled to a few.
@@ -12,15 +14,36 @@ const DISTILLED_STEPS: usize = 8;
 
 impl Server {
     /// The images of a request, and the pixels of each.
-    pub fn size_of(&self, request: &Request) -> (u64, u64) {
-        let (width, height) = self.sides_of(request);
+    /// `drawn` is the size of each where the images of the request determine it.
+    pub fn size_of(&self, request: &Request, drawn: Option<(usize, usize)>) -> (u64, u64) {
+        let (width, height) = drawn.unwrap_or_else(|| self.sides_of(request));
         let images = if request.only.is_some() { 1 } else { request.count.unwrap_or(1) as u64 };
         (images, width as u64 * height as u64)
     }
 
+    /// The size in which a draft is drawn by `model`, if its images determine it.
+    pub fn drawn_size(&self, draft: &Draft, model: &ServedModel) -> Option<(usize, usize)> {
+        let request = &draft.request;
+        if let (Some(size), true) = (draft.input_size, draft.is_masked()) {
+            let (width, height) = self.sides_of(&Request::default());
+            let part = draft.mask.as_ref().and_then(|mask| mask.repainted);
+            return Some(Masking::estimated_size(request, size, part, TOKEN, width * height));
+        }
+        let (width, height) = *draft.reference_sizes.first()?;
+        let is_kontext = self.inputs(model).is_some_and(|inputs| inputs.kontext_sizes);
+        let own = match is_kontext {
+            true => kontext_size(width, height, TOKEN),
+            false => reference_size(width, height, TOKEN),
+        };
+        // One that is too small is refused by its own name.
+        let side = |given: Option<usize>, own: usize| given.unwrap_or(own.max(TOKEN));
+        Some((side(request.width, own.0), side(request.height, own.1)))
+    }
+
     /// The work of a request: million pixels that pass through the transformer, over all steps.
-    pub fn work(&self, request: &Request) -> f64 {
-        let (images, pixels) = self.size_of(request);
+    /// `drawn` is as in [`size_of`](Server::size_of).
+    pub fn work(&self, request: &Request, drawn: Option<(usize, usize)>) -> f64 {
+        let (images, pixels) = self.size_of(request, drawn);
         let defaults = self.worker().defaults.unwrap_or_default();
         let steps = request
             .steps
@@ -55,7 +78,7 @@ impl Server {
     /// if nothing is known about its model yet.
     pub fn predicted_seconds(&self, job: &Job) -> Option<f64> {
         let spec = job.spec.as_ref()?;
-        let whole = self.rates.seconds(&spec.model, self.work(&spec.request))?;
+        let whole = self.rates.seconds(&spec.model, self.work(&spec.request, spec.drawn))?;
         let left =
             |id: &str, whole: f64| whole * (1.0 - self.events.channel(id).progress().value());
         match job.state {

@@ -22,9 +22,21 @@ pub struct JobSpec {
     pub quality: u8,
     /// There is an image to start from, in the folder of inputs.
     pub has_input: bool,
+    /// There is a mask of what is repainted of it, in the folder of inputs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub has_mask: bool,
+    /// There is a control image, in the folder of inputs.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub has_control: bool,
+    /// Width and height of what is drawn, where its images determine them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drawn: Option<(usize, usize)>,
     /// How many reference images there are, in the folder of inputs.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub references: usize,
+    /// How many style images there are, in the folder of inputs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub styles: usize,
     /// The API through which it came.
     pub dialect: String,
     /// What that API needs of the request to describe the job later; null if nothing.
@@ -37,6 +49,10 @@ pub struct JobSpec {
 
 fn is_zero(number: &usize) -> bool {
     *number == 0
+}
+
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 impl JobSpec {

@@ -10,12 +10,13 @@ use serde::{Deserialize, Serialize};
 
 use super::broker::Catalog;
 use super::fault::Fault;
+use super::model_names::{family_name, inputs_of, same_family, tool_of};
 use crate::error::{Error, Kind, Result};
 use crate::library::file_names::{model_name, without_ending};
 use crate::library::places::Role;
+use crate::pipeline::ModelInputs;
 use crate::pipeline::models::{ModelKind, ModelPlaces};
 use crate::pipeline::request::Options;
-use crate::spec::flux2::TRANSFORMER;
 
 /// The name of the model inside the program.
 const EMBEDDED: &str = "flux-tiny";
@@ -45,8 +46,8 @@ pub struct Listed {
     pub what: String,
     /// The size of its files, in bytes; 0 for the embedded model.
     pub bytes: u64,
-    /// Whether it is a model that reads reference images; `None` if that is not known.
-    pub reads_references: Option<bool>,
+    /// What it reads besides the prompt, for a model; `None` if that is not known.
+    pub inputs: Option<ModelInputs>,
     /// The file; `None` for the default model, and for files of other machines.
     #[serde(skip)]
     path: Option<PathBuf>,
@@ -56,7 +57,7 @@ impl Listed {
     /// A model of which only the name is known.
     pub fn named(name: &str) -> Self {
         let (name, what) = (name.to_string(), String::new());
-        Listed { name, what, bytes: 0, reads_references: None, path: None }
+        Listed { name, what, bytes: 0, inputs: None, path: None }
     }
 }
 
@@ -183,6 +184,9 @@ impl Models {
         }
         let found = self.named(name);
         if found.is_err() {
+            if let Some(model) = self.of_tool(name) {
+                return self.named(&model);
+            }
             let patterns = self.aliases.iter().map(|(alias, model)| (&**alias, Some(&**model)));
             let foreign = FOREIGN.iter().map(|pattern| (*pattern, None));
             for (pattern, model) in patterns.chain(foreign) {
@@ -206,6 +210,21 @@ impl Models {
         // The default model is known without a look into folders.
         same_family(name, std::iter::once(self.default_name()))
             .or_else(|| same_family(name, self.models().iter().map(|model| model.name.as_str())))
+    }
+
+    /// The model that does what `name` says, such as `flux-pro-1.0-fill`: the default model if it
+    /// does, or the only one.
+    fn of_tool(&self, name: &str) -> Option<String> {
+        let tool = tool_of(name)?;
+        if tool_of(self.default_name()) == Some(tool) {
+            return Some(self.default_name().to_string());
+        }
+        let mut models = self.models();
+        models.retain(|model| tool_of(&model.name) == Some(tool));
+        match models.as_slice() {
+            [one] => Some(one.name.clone()),
+            _ => None,
+        }
     }
 
     fn named(&self, name: &str) -> std::result::Result<ServedModel, Fault> {
@@ -246,18 +265,18 @@ impl Models {
         names.into_iter().find(means_it).unwrap_or_else(|| name.into())
     }
 
-    /// Whether the model called `name`, which is not the default model, reads reference images;
+    /// What the model called `name`, which is not the default model, reads besides the prompt;
     /// `None` if that is not known. It may read folders.
-    pub fn reads_references(&self, name: &str) -> Option<bool> {
+    pub fn inputs(&self, name: &str) -> Option<ModelInputs> {
         if name == EMBEDDED {
-            return Some(false);
+            return Some(ModelInputs::default());
         }
         if let Some(catalog) = self.elsewhere() {
-            return catalog.models.iter().find(|model| model.name == name)?.reads_references;
+            return catalog.models.iter().find(|model| model.name == name)?.inputs;
         }
         let path = self.path(name, Role::Model).ok()?;
         let all = self.of_kind(ModelKind::Model);
-        all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.reads_references
+        all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.inputs
     }
 
     /// Checks that there is a LoRA called `name`. It may read folders.
@@ -349,7 +368,7 @@ impl Models {
                 name: self.default_name().to_string(),
                 what: what.into(),
                 bytes: 0,
-                reads_references: None,
+                inputs: None,
                 path: None,
             },
         );
@@ -381,9 +400,9 @@ impl Models {
                 // A file whose name is not unique is listed by its path: it has no name here.
                 let named = self.places.named(&entry.name, entry.kind.role()).is_ok();
                 let listed = Listed {
+                    inputs: Some(inputs_of(&entry.name, &entry.what)),
                     name: entry.name,
                     bytes: entry.bytes,
-                    reads_references: Some(entry.what.starts_with(TRANSFORMER.title)),
                     what: entry.what,
                     path: Some(entry.path),
                 };
@@ -410,36 +429,6 @@ fn real(path: &Path) -> Option<PathBuf> {
     path.canonicalize().ok()
 }
 
-/// A name of a FLUX model without its owner, its ending, and the ways to write `FLUX.1`.
-fn family_name(name: &str) -> Option<String> {
-    let name = name.trim_end_matches('/').rsplit('/').next()?.to_lowercase();
-    let name = [".safetensors", ".sft", ".gguf", "-free"]
-        .iter()
-        .fold(name.as_str(), |name, ending| name.strip_suffix(ending).unwrap_or(name))
-        .replace(['_', '.', ' '], "-");
-    let rest = ["flux-1-", "flux1-", "flux-"].iter().find_map(|start| name.strip_prefix(start));
-    let rest = rest.filter(|rest| !rest.is_empty())?;
-    Some(format!("flux-{rest}"))
-}
-
-/// The only one of `listed` that `asked` describes, or the one that it names exactly.
-fn same_family<'a>(asked: &str, listed: impl Iterator<Item = &'a str>) -> Option<String> {
-    let asked = family_name(asked)?;
-    let rest_of = |listed: &str| {
-        let rest = family_name(listed)?.strip_prefix(&asked)?.to_string();
-        // Models of another purpose have the same beginning.
-        let other = ["kontext", "fill", "canny", "depth", "redux", "krea"];
-        let same = rest.is_empty() || rest.starts_with('-');
-        (same && !other.iter().any(|word| rest.contains(word))).then_some(rest)
-    };
-    let found: Vec<_> = listed.filter_map(|name| Some((rest_of(name)?, name))).collect();
-    let exact = found.iter().find(|(rest, _)| rest.is_empty());
-    match found.as_slice() {
-        [(_, one)] => Some(one.to_string()),
-        _ => exact.map(|(_, name)| name.to_string()),
-    }
-}
-
 /// `NAME=MODEL`.
 ///
 /// # Errors
@@ -454,93 +443,4 @@ pub fn parse_alias(text: &str) -> Result<(String, String)> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn models(model: Option<&str>, folder: &Path, aliases: &[(&str, &str)]) -> Models {
-        let mut options = Options::default();
-        options.files.model = model.map(str::to_string);
-        options.places = Some(ModelPlaces::new(&|_| None, folder, &[folder.to_path_buf()]));
-        let aliases = aliases.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect();
-        Models::new(&options, aliases)
-    }
-
-    #[test]
-    fn names_are_exact_then_files_then_aliases() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("other.safetensors"), b"x").unwrap();
-        let models = models(
-            Some("/secret/flux1-dev.safetensors"),
-            folder.path(),
-            &[("house", "other"), ("gpt-image-2*", "flux-tiny")],
-        );
-        let find = |name| models.find(name).unwrap();
-        let default = ServedModel { name: "flux1-dev".into(), open: None };
-        for name in [None, Some(""), Some("flux1-dev"), Some("dall-e-3"), Some("gpt-image-1")] {
-            assert_eq!(find(name), default, "{name:?}");
-        }
-        // One file is one model, whatever it is called.
-        for name in ["other", "other.safetensors", "Other", "house"] {
-            let model = find(Some(name));
-            assert_eq!(model.name, "other", "{name}");
-            assert!(model.open.unwrap().ends_with("other.safetensors"), "{name}");
-        }
-        assert_eq!(find(Some("gpt-image-2-mini")).open.as_deref(), Some("embedded"));
-        assert_eq!(find(Some("flux-tiny")).open.as_deref(), Some("embedded"));
-    }
-
-    #[test]
-    fn the_default_model_is_known_by_every_name_of_its_file() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("sub")).unwrap();
-        for name in ["one.safetensors", "sub/one.safetensors", "two.gguf"] {
-            std::fs::write(folder.path().join(name), name).unwrap();
-        }
-        let path = folder.path().join("two.gguf");
-        let models = models(path.to_str(), folder.path(), &[]);
-        for name in ["two", "two.gguf", "TWO"] {
-            assert_eq!(models.find(Some(name)).unwrap().open, None, "{name}");
-        }
-        // Two files with one name keep their longer names.
-        for name in ["sub/one", "sub/one.safetensors"] {
-            assert_eq!(models.find(Some(name)).unwrap().name, "sub/one");
-        }
-    }
-
-    #[test]
-    fn names_of_other_services_mean_the_files_of_their_model() {
-        let folder = tempfile::tempdir().unwrap();
-        let models = models(Some("/x/flux1-schnell-fp8.safetensors"), folder.path(), &[]);
-        for name in ["flux-schnell", "black-forest-labs/FLUX.1-schnell-Free", "flux_schnell.sft"] {
-            assert_eq!(models.find(Some(name)).unwrap().open, None, "{name}");
-        }
-        for name in ["flux", "flux-", "flux-2-klein-4b", "dev", "flux-sch"] {
-            assert_eq!(models.find(Some(name)).unwrap_err().status, 404, "{name}");
-        }
-        let listed = ["flux1-dev-Q4_0.gguf", "flux1-dev-kontext_fp8.safetensors", "z.safetensors"];
-        let same = |asked: &str| same_family(asked, listed.into_iter());
-        for name in ["flux-dev", "black-forest-labs/FLUX.1-dev", "flux1-dev"] {
-            assert_eq!(same(name).as_deref(), Some(listed[0]), "{name}");
-        }
-        assert_eq!(same("flux-dev-kontext").as_deref(), Some(listed[1]));
-        assert_eq!(same("flux-schnell"), None);
-        let two = || ["flux1-dev-Q4_0.gguf", "flux1-dev-Q8_0.gguf"].into_iter();
-        assert_eq!(same_family("flux-dev", two()), None, "nobody knows which");
-        let exact = two().chain(["FLUX.1-dev"]);
-        assert_eq!(same_family("flux-dev", exact).as_deref(), Some("FLUX.1-dev"));
-    }
-
-    #[test]
-    fn names_that_are_not_in_the_index_are_unknown_and_not_repeated() {
-        let folder = tempfile::tempdir().unwrap();
-        let models = models(None, folder.path(), &[]);
-        for name in ["../x", "/etc/passwd", "%2e%2e/x", "a\0b", "CON", "no-such", "synthetic:dev"] {
-            let fault = models.find(Some(name)).unwrap_err();
-            assert_eq!((fault.status, fault.code.as_str()), (404, "model_not_found"), "{name}");
-            assert_eq!(fault.hint.as_deref(), Some("one of: flux-tiny"));
-            assert!(!fault.message.contains(name), "{fault:?}");
-            let fault = models.check_lora(name).unwrap_err();
-            assert_eq!((fault.status, fault.code.as_str()), (404, "lora_not_found"), "{name}");
-        }
-    }
-}
+mod tests;

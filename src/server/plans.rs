@@ -22,19 +22,33 @@ impl Server {
     /// 422, 404 and 403 for what cannot be drawn, 507 for what does not fit into memory, 503 while
     /// the worker draws and nothing is known of such a request.
     pub async fn plan(&self, draft: Draft, owner: &Owner) -> Result<Value, Fault> {
-        let has_input = draft.input.is_some() || draft.request.strength.is_some();
         let mut draft = draft;
         let model = blocking(|| {
-            draft.fit_to_references()?;
-            self.check(&draft, owner, has_input)
+            draft.measure()?;
+            if draft.request.strength.is_some() {
+                draft.input_size.get_or_insert((1, 1));
+            }
+            self.check(&draft, owner)
         })?;
-        let Draft { mut request, reference_sizes, .. } = draft;
+        let Draft { mut request, input_size, mask, control_size, reference_sizes, .. } = draft;
+        let styles = draft.styles.len();
+        let repainted = mask.and_then(|mask| mask.repainted);
+        let repainted = repainted.map(|part| [part.x, part.y, part.width, part.height]);
         // The same for all seeds, and for all prompts with the same LoRAs.
         request.seed = None;
         let loras = request.prompt.loras().to_vec();
         request.loras.splice(0..0, loras);
         (request.prompt, request.negative) = ("".into(), request.negative.map(|_| String::new()));
-        let query = PlanQuery { request, has_input, reference_sizes, model: model.open };
+        let model = model.open;
+        let query = PlanQuery {
+            request,
+            input_size,
+            repainted,
+            control_size,
+            styles,
+            reference_sizes,
+            model,
+        };
         let key = serde_json::to_string(&query)
             .map_err(|e| Fault::internal(format!("the request cannot be written: {e}")))?;
         let known = self.questions.known(&key);

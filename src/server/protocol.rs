@@ -11,6 +11,7 @@ use super::fault::Fault;
 use super::job::{JobSpec, Output};
 use super::questions::PlanQuery;
 use crate::backend::{Compute, Device, KernelChoice};
+use crate::pipeline::ModelInputs;
 use crate::pipeline::request::Options;
 use crate::units::ByteSize;
 
@@ -101,9 +102,9 @@ pub enum Report {
         defaults: Value,
         /// The seconds that the plan expects for it.
         seconds: Option<f64>,
-        /// Whether the model reads reference images.
+        /// What the model reads besides the prompt.
         #[serde(default)]
-        reads_references: bool,
+        inputs: ModelInputs,
     },
     /// The default model or the device cannot be opened. The worker ends.
     Unusable {

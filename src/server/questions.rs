@@ -21,8 +21,18 @@ const MAX_KNOWN: usize = 256;
 pub struct PlanQuery {
     /// The request.
     pub request: Request,
-    /// It has an image to start from.
-    pub has_input: bool,
+    /// Width and height of the image to start from.
+    #[serde(default)]
+    pub input_size: Option<(usize, usize)>,
+    /// The part of it that is repainted: first column, first row, columns and rows.
+    #[serde(default)]
+    pub repainted: Option<[usize; 4]>,
+    /// Width and height of the control image.
+    #[serde(default)]
+    pub control_size: Option<(usize, usize)>,
+    /// How many style images it has. All become as many tokens.
+    #[serde(default)]
+    pub styles: usize,
     /// Width and height of its reference images.
     #[serde(default)]
     pub reference_sizes: Vec<(usize, usize)>,
@@ -97,7 +107,15 @@ mod tests {
 
     fn query(steps: usize) -> PlanQuery {
         let request = Request::new("").steps(steps);
-        PlanQuery { request, has_input: false, reference_sizes: Vec::new(), model: None }
+        PlanQuery {
+            request,
+            input_size: None,
+            repainted: None,
+            control_size: None,
+            styles: 0,
+            reference_sizes: Vec::new(),
+            model: None,
+        }
     }
 
     #[test]

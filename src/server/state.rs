@@ -25,6 +25,7 @@ use super::questions::Questions;
 use super::store::Store;
 use super::wait::expired;
 use crate::error::Result;
+use crate::pipeline::ModelInputs;
 use crate::text::one_line;
 
 /// The bodies that are read at the same time, in KiB.
@@ -46,8 +47,8 @@ pub struct WorkerStatus {
     pub held: Option<String>,
     /// The job that runs, and the seconds that it is expected to take.
     pub current: Option<(String, f64)>,
-    /// Whether the default model reads reference images; `None` until a worker has been ready.
-    pub reads_references: Option<bool>,
+    /// What the default model reads besides the prompt; `None` until a worker has been ready.
+    pub inputs: Option<ModelInputs>,
     /// The LoRAs of the last job.
     pub loras: Vec<String>,
     /// How many workers there are, if they are on other machines.

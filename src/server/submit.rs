@@ -13,7 +13,7 @@ use super::limits::{Charge, note_limits, too_much};
 use super::models::ServedModel;
 use super::state::{Server, blocking};
 use crate::pipeline::request::Request;
-use crate::pipeline::{check_side, random_seed};
+use crate::pipeline::{ModelInputs, check_side, random_seed};
 
 impl Server {
     /// Checks a draft and accepts it as a job, which is durable when this returns. The flag says
@@ -32,8 +32,8 @@ impl Server {
             webhook.check(&self.options.webhooks)?;
         }
         let model = blocking(|| {
-            draft.fit_to_references()?;
-            self.check(&draft, owner, draft.input.is_some())
+            draft.measure()?;
+            self.check(&draft, owner)
         })?;
         let _turn = self.turn().await;
         blocking(|| self.accept(draft, model, owner))
@@ -46,8 +46,11 @@ impl Server {
         model: ServedModel,
         owner: &Owner,
     ) -> Result<(Job, bool), Fault> {
-        let Draft { mut request, input, references, format, quality, .. } = draft;
-        let (images, pixels_of_one) = self.size_of(&request);
+        let drawn = self.drawn_size(&draft, &model);
+        let Draft { mut request, input, mask, control, references, styles, .. } = draft;
+        let Draft { format, quality, .. } = draft;
+        let mask = mask.map(|mask| mask.png);
+        let (images, pixels_of_one) = self.size_of(&request, drawn);
         let charge = Charge { images, pixels: images.saturating_mul(pixels_of_one) };
         let image_hash = |bytes: &Bytes| hex(&hash_bytes(bytes));
         // Everything that the job's images depend on, apart from the seed.
@@ -58,6 +61,14 @@ impl Server {
             });
             if !references.is_empty() {
                 sent["references"] = references.iter().map(image_hash).collect();
+            }
+            if !styles.is_empty() {
+                sent["styles"] = styles.iter().map(image_hash).collect();
+            }
+            for (name, file) in [("mask", &mask), ("control", &control)] {
+                if let Some(file) = file {
+                    sent[name] = json!(image_hash(file));
+                }
             }
             hex(&hash(&sent.to_string()))
         };
@@ -70,12 +81,18 @@ impl Server {
         };
         // The files of a job that a client sends again stay as they are.
         let is_known = || self.broker.job(&id, &owner.0).is_ok_and(|job| job.is_some());
-        if (input.is_some() || !references.is_empty()) && !is_known() {
+        let images = references.iter().chain(&styles).chain(&control).chain(&input);
+        let has_files = images.count() > 0;
+        if has_files && !is_known() {
             input.iter().try_for_each(|bytes| self.data.write_input(&id, bytes))?;
+            mask.iter().try_for_each(|bytes| self.data.write_mask(&id, bytes))?;
+            control.iter().try_for_each(|bytes| self.data.write_control(&id, bytes))?;
+            let mut numbered = styles.iter().enumerate();
+            numbered.try_for_each(|(n, bytes)| self.data.write_style(&id, n, bytes))?;
             let mut numbered = references.iter().enumerate();
             numbered.try_for_each(|(n, bytes)| self.data.write_reference(&id, n, bytes))?;
         }
-        let work = self.work(&request);
+        let work = self.work(&request, drawn);
         let cost = self.rates.seconds(&model.name, work).unwrap_or(work);
         let spec = JobSpec {
             request,
@@ -83,7 +100,11 @@ impl Server {
             format: format.name().into(),
             quality: quality.clamp(1, 100),
             has_input: input.is_some(),
+            has_mask: mask.is_some(),
+            has_control: control.is_some(),
+            drawn,
             references: references.len(),
+            styles: styles.len(),
             dialect: draft.dialect.into(),
             echo: draft.echo,
             webhook: draft.webhook,
@@ -122,41 +143,22 @@ impl Server {
     ///
     /// # Errors
     /// 422, 404, and 403 for what the plan of `owner` does not allow.
-    pub fn check(
-        &self,
-        draft: &Draft,
-        owner: &Owner,
-        has_input: bool,
-    ) -> Result<ServedModel, Fault> {
+    pub fn check(&self, draft: &Draft, owner: &Owner) -> Result<ServedModel, Fault> {
         let Draft { request, model, .. } = draft;
         request.check_values()?;
         for (name, side) in [("width", request.width), ("height", request.height)] {
             let checked = side.map_or(Ok(()), |side| check_side(name, side, TOKEN));
             checked.map_err(|e| Fault::from(e).parameter(name))?;
         }
-        if request.strength.is_some() && !has_input {
+        if request.strength.is_some() && draft.input_size.is_none() {
             return Err(Fault::invalid("strength", "strength: it needs an image to start from"));
-        }
-        let mask = [
-            ("mask_blur", request.mask_blur.is_some()),
-            ("mask_padding", request.mask_padding.is_some()),
-            ("outpaint", request.outpaint.is_some()),
-        ];
-        if let Some((name, _)) = mask.into_iter().find(|(_, is_given)| *is_given) {
-            let message = format!("{name}: the server does not repaint parts of images yet");
-            return Err(Fault::invalid(name, message)
-                .hint("use the command line, or leave it out to start from the whole image"));
         }
         draft.check_images()?;
         let model = self.models.find(model.as_deref())?;
-        if !draft.reference_sizes.is_empty() && self.reads_references(&model) == Some(false) {
-            let message = "references: this model does not read reference images";
-            return Err(Fault::invalid("references", message)
-                .hint("use FLUX.2 [klein], or one image to start from"));
-        }
+        self.check_inputs(draft, &model)?;
         let names = request.prompt.loras().iter().chain(&request.loras);
         names.map(|lora| &lora.name).try_for_each(|name| self.models.check_lora(name))?;
-        let (_, pixels_of_one) = self.size_of(request);
+        let (_, pixels_of_one) = self.size_of(request, self.drawn_size(draft, &model));
         let plan = self.access.plan(owner);
         // A model has several names: with and without its extension, and aliases.
         let is_meant = |name: &str| {
@@ -167,27 +169,73 @@ impl Server {
         Ok(model)
     }
 
+    /// Checks that a draft has the images that its model needs, and no others, as far as that is
+    /// known.
+    fn check_inputs(&self, draft: &Draft, model: &ServedModel) -> Result<(), Fault> {
+        let inputs = self.inputs(model);
+        if inputs.is_none_or(|inputs| !inputs.kontext_sizes) {
+            draft.check_references()?;
+        }
+        let Some(inputs) = inputs else { return Ok(()) };
+        let refused = |parameter: &str, what: &str, hint: &str| {
+            Err(Fault::invalid(parameter, format!("{parameter}: {what}")).hint(hint))
+        };
+        if !draft.reference_sizes.is_empty() && !inputs.references {
+            let hint = "use FLUX.2 [klein] or FLUX.1 Kontext, or one image to start from";
+            return refused("references", "this model does not read reference images", hint);
+        }
+        let request = &draft.request;
+        let has_loras = !request.loras.is_empty() || !request.prompt.loras().is_empty();
+        match draft.control_size {
+            // BFL's control LoRAs read one, too.
+            Some(_) if !inputs.needs_control && !has_loras => {
+                let hint = "use FLUX.1 Canny or Depth, or send an image to start from";
+                refused("control", "this model does not read a control image", hint)
+            }
+            None if inputs.needs_control => {
+                let hint = "a photo or a drawing of edges (Canny), or an image of depths (Depth)";
+                refused("control", "this model needs a control image", hint)
+            }
+            _ if inputs.needs_mask && !draft.is_masked() => {
+                let hint = "send the image to start from, and a mask or margins";
+                refused("mask", "this model only repaints a part of an image", hint)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What a model reads besides the prompt, as far as that is known.
+    pub fn inputs(&self, model: &ServedModel) -> Option<ModelInputs> {
+        match model.open {
+            None => self.worker().inputs,
+            Some(_) => self.models.inputs(&model.name),
+        }
+    }
+
     /// Whether a model reads reference images, as far as that is known.
     pub fn reads_references(&self, model: &ServedModel) -> Option<bool> {
-        match model.open {
-            None => self.worker().reads_references,
-            Some(_) => self.models.reads_references(&model.name),
-        }
+        self.inputs(model).map(|inputs| inputs.references)
     }
 
     /// Gives `draft` the images that a client sends to be edited, each with its parameter: as
     /// references where the model reads them, unless a strength asks for image-to-image. Otherwise
     /// the first one is what the new image starts from, and there may be no others.
     ///
+    /// The mask of the draft is one of the first image. A model that reads references sees that
+    /// image as a reference, and draws the repainted part from nothing else.
+    ///
     /// # Errors
     /// 422 for images that would not be looked at.
     pub fn edit(&self, draft: &mut Draft, images: Vec<(String, Bytes)>) -> Result<(), Fault> {
         let model = blocking(|| self.models.find(draft.model.as_deref()))?;
         let reads_references = self.reads_references(&model) == Some(true);
-        let mut images = images.into_iter();
+        let mut images = images.into_iter().peekable();
         let starts = draft.request.strength.is_some() || !reads_references;
         if starts && draft.input.is_none() {
             draft.input = images.next().map(|(_, bytes)| bytes);
+        } else if draft.is_masked() && draft.input.is_none() {
+            draft.input = images.peek().map(|(_, bytes)| bytes.clone());
+            draft.request.strength = Some(1.0);
         }
         if !reads_references && let Some((parameter, _)) = images.next() {
             let message = format!("{parameter}: this model looks at one image only");

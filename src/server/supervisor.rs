@@ -276,7 +276,8 @@ impl Worker {
     /// Notes what the worker is about to draw.
     fn begin(&mut self, id: &str, spec: &JobSpec) {
         self.held = Some(spec.model.clone());
-        let seconds = self.server.rates.seconds(&spec.model, self.server.work(&spec.request));
+        let seconds =
+            self.server.rates.seconds(&spec.model, self.server.work(&spec.request, spec.drawn));
         let mut status = self.server.lock_worker();
         status.held.clone_from(&self.held);
         status.loras = spec.loras();
@@ -303,8 +304,8 @@ impl Worker {
         let current = self.current.as_ref().map(|job| job.id.clone()).unwrap_or_default();
         let events = &self.server.events;
         match report {
-            Report::Ready { defaults, seconds, reads_references } => {
-                self.server.lock_worker().reads_references = Some(reads_references);
+            Report::Ready { defaults, seconds, inputs } => {
+                self.server.lock_worker().inputs = Some(inputs);
                 self.is_ready(defaults, seconds);
             }
             Report::Unusable { message, hint, exit_code } => {
@@ -381,7 +382,7 @@ impl Worker {
         drop(worker);
         self.server.became_ready.notify_one();
         if let Some(seconds) = seconds {
-            let work = self.server.work(&crate::pipeline::request::Request::default());
+            let work = self.server.work(&crate::pipeline::request::Request::default(), None);
             self.server.rates.plan(&name, work, seconds);
         }
         match self.server.address {

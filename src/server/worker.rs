@@ -22,8 +22,8 @@ use crate::event::{Event, Phase};
 use crate::host;
 use crate::message::Words;
 use crate::pipeline::Engine;
-use crate::pipeline::images::{self, Format, Metadata};
-use crate::pipeline::request::{Generated, Image, Options, Request};
+use crate::pipeline::images::{self, Format, ImageFile, Metadata};
+use crate::pipeline::request::{Generated, Image, Mask, Options, Request};
 
 /// How often the front hears from a worker that has nothing to report.
 const ALIVE: Duration = Duration::from_millis(500);
@@ -51,7 +51,7 @@ pub fn worker(
     let options = Options::from(options);
     let opened = open(&options, None, &mut reports).and_then(|engine| {
         let request = Request::default();
-        let defaults = engine.settings(&request)?;
+        let defaults = engine.defaults()?;
         // A default image that does not fit is refused when somebody asks for it.
         let seconds = engine.plan(&request).ok().and_then(|plan| plan.seconds);
         Ok((engine, defaults, seconds))
@@ -72,7 +72,7 @@ pub fn worker(
     reports.send(&Report::Ready {
         defaults: serde_json::json!(defaults),
         seconds,
-        reads_references: engine.reads_references(),
+        inputs: engine.inputs(),
     });
     let mut worker =
         Worker { options, data: DataFolder::at(data), open: Some((None, engine)), cancelled };
@@ -188,6 +188,17 @@ fn with_model(options: &Options, model: Option<&str>) -> Options {
     options
 }
 
+/// A mask of this size in which one part is repainted: first column, first row, columns and rows.
+fn mask_of(width: usize, height: usize, [x, y, columns, rows]: [usize; 4]) -> Mask {
+    let is_inside =
+        |i: usize| (x..x + columns).contains(&(i % width)) && (y..y + rows).contains(&(i / width));
+    Mask {
+        width,
+        height,
+        values: (0..width * height).map(|i| 255 * u8::from(is_inside(i))).collect(),
+    }
+}
+
 struct Worker {
     options: Options,
     data: DataFolder,
@@ -253,6 +264,15 @@ impl Worker {
             let input = images::load_init_image(&self.data.input(id))?;
             request = request.init(input);
         }
+        if spec.has_mask {
+            request = request.mask(ImageFile::open(&self.data.mask(id))?.mask()?);
+        }
+        if spec.has_control {
+            request = request.control(images::load_init_image(&self.data.control(id))?);
+        }
+        for number in 0..spec.styles {
+            request.styles.push(images::load_init_image(&self.data.style(id, number))?);
+        }
         for number in 0..spec.references {
             let path = self.data.reference(id, number);
             request.references.push(images::load_init_image(&path)?);
@@ -271,17 +291,19 @@ impl Worker {
     /// What a request would cost, for clients: without the names of files. Another model than the
     /// open one is opened next to it, for its shapes only.
     fn plan(&self, query: PlanQuery) -> Result<Value> {
-        let PlanQuery { mut request, has_input, reference_sizes, model } = query;
+        let PlanQuery { mut request, reference_sizes, model, .. } = query;
         request.loras.iter_mut().for_each(|lora| lora.tag = true);
-        if has_input {
-            // Its pixels do not matter.
-            request = request.init(Image { width: 1, height: 1, rgb: vec![0; 3] });
+        // Pixels do not matter.
+        let black = |(width, height)| Image { width, height, rgb: vec![0; 3 * width * height] };
+        request.init = query.input_size.map(black);
+        request.control = query.control_size.map(black);
+        if let (Some((width, height)), Some(part)) = (query.input_size, query.repainted) {
+            request.mask = Some(mask_of(width, height, part));
         }
+        request.styles = vec![black((1, 1)); query.styles];
         for (width, height) in reference_sizes {
-            // Neither do theirs, and large ones are made smaller before they are looked at.
-            let (width, height) = images::reference_size(width, height, 1);
-            let rgb = vec![0; 3 * width * height];
-            request.references.push(Image { width, height, rgb });
+            // Large ones are made smaller before they are looked at.
+            request.references.push(black(images::reference_size(width, height, 1)));
         }
         let plan = match &self.open {
             Some((open, engine)) if *open == model => engine.plan(&request)?,

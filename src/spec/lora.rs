@@ -266,6 +266,14 @@ impl Rows {
     }
 }
 
+/// The name of the columns that a control LoRA adds to `weight`. No file has a tensor of this name.
+pub fn added_inputs(weight: &str) -> String {
+    format!("{weight}{ADDED_INPUTS}")
+}
+
+/// The end of such names.
+pub const ADDED_INPUTS: &str = " (added inputs)";
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -5,12 +5,14 @@ mod common;
 
 mod again;
 mod binary;
+mod controlnets;
 mod files;
 mod first_steps;
 mod klein;
 #[cfg(target_os = "linux")]
 mod limits;
 mod masks;
+mod references;
 mod runs;
 #[cfg(feature = "server")]
 mod server;

@@ -7,8 +7,8 @@ use std::process::Output;
 
 use flux_fast::library::{Files, open};
 use flux_fast::model::{
-    ClipConfig, FluxConfig, ReduxConfig, SiglipConfig, T5Config, VaeConfig, clip, flux1, redux,
-    siglip, t5, vae,
+    ClipConfig, FluxConfig, ReduxConfig, SiglipConfig, T5Config, TensorSpec, VaeConfig, clip,
+    flux1, redux, siglip, t5, vae,
 };
 use flux_fast::spec::Component;
 use flux_fast::spec::flux1::{CLIP, REDUX, SIGLIP, T5, TRANSFORMER, VAE};
@@ -41,8 +41,8 @@ fn small_tower() -> SiglipConfig {
     SiglipConfig { image: 64, patch: 14, width: 72, heads: 1, ff: 96, layers: 1, eps: 1e-6 }
 }
 
-fn spec(parts: Vec<(Component, Vec<(String, Vec<usize>)>)>, configs: Value) -> SynthSpec {
-    let named = |(c, list): (Component, Vec<_>)| {
+fn spec(parts: Vec<(Component, Vec<TensorSpec>)>, configs: Value) -> SynthSpec {
+    let named = |(c, list): (Component, Vec<TensorSpec>)| {
         list.into_iter().map(move |(name, shape)| (c, name, shape))
     };
     SynthSpec {
@@ -57,7 +57,7 @@ fn spec(parts: Vec<(Component, Vec<(String, Vec<usize>)>)>, configs: Value) -> S
 
 /// The embedded model as `models/checkpoints/tiny.safetensors`, with small networks for styles in
 /// the folders of ComfyUI.
-fn tiny(folder: &Path) -> PathBuf {
+pub fn tiny(folder: &Path) -> PathBuf {
     let model = folder.join("models/checkpoints/tiny.safetensors");
     run(folder, &["convert", "embedded", "-o", model.to_str().unwrap()], 0);
     let checkpoint = open(&Files::model(&model)).unwrap();
@@ -100,7 +100,7 @@ fn styles_change_the_image_and_are_recorded() {
     let image = |name: &str| pixels(&folder.join(name));
     assert!(image("plain.png") != image("one.png") && image("one.png") != image("two.png"));
     let shown = text(&run(folder, &["inspect", "two.png"], 0));
-    assert!(shown.contains("0.25 1"), "{shown}");
+    assert!(shown.contains("style strengths: 0.25, 1\n"), "{shown}");
     // Again: with the same images, whose strengths are in the file; and not without them.
     let again = |more: &[&str], exit| {
         let base = ["again", "two.png", "--device", "cpu", "-o", "again.png"];
@@ -134,7 +134,7 @@ fn styles_change_the_image_and_are_recorded() {
 }
 
 /// A sparse file of one component in its published size.
-fn hollow(path: PathBuf, component: Component, tensors: Vec<(String, Vec<usize>)>) -> PathBuf {
+fn hollow(path: PathBuf, component: Component, tensors: Vec<TensorSpec>) -> PathBuf {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     synth::write_hollow(&spec(vec![(component, tensors)], Value::Null), &path).unwrap();
     path

@@ -40,6 +40,25 @@ def check(server):
     assert edited == drawn
     assert Image.open(io.BytesIO(edited)).size == (128, 128)
 
+    # Transparent pixels of the mask are repainted, and all others stay as they are.
+    mask = server.folder / "mask.png"
+    picture = Image.open(start).convert("RGB")
+    alpha = Image.new("L", picture.size, 255)
+    alpha.paste(0, (64, 32, 128, 96))
+    picture.putalpha(alpha)
+    picture.save(mask)
+    drawn = server.drawn("a dog", "--seed", "5", "--steps", "4", "-i", str(start), "--mask", str(mask))
+    with start.open("rb") as image, mask.open("rb") as marks:
+        answer = client.images.edit(
+            model="gpt-image-1", image=image, mask=marks, prompt="a dog",
+            extra_body={"steps": 4, "seed": 5})
+    edited = base64.b64decode(answer.data[0].b64_json)
+    assert edited == drawn
+    before, after = (Image.open(io.BytesIO(data)).convert("RGB") for data in (reference, edited))
+    kept = (0, 0, 64, 128)
+    assert before.crop(kept).tobytes() == after.crop(kept).tobytes()
+    assert before.tobytes() != after.tobytes()
+
     for kind, arguments, words in [
         (openai.NotFoundError, {"model": "nothing"}, "flux-tiny"),
         (openai.UnprocessableEntityError, {"model": "dall-e-3", "size": "100x100"}, "multiple of 16"),

@@ -29,6 +29,24 @@ def check(server):
     pixels = Image.open(io.BytesIO(reference)).convert("RGB").tobytes()
     assert again.image.convert("RGB").tobytes() == pixels
 
+    mask = server.folder / "mask.png"
+    marks = Image.new("L", (128, 128), 0)
+    marks.paste(255, (64, 32, 128, 96))
+    marks.save(mask)
+    common = ["a cat", "--seed", "7", "--steps", "4", "-i", str(start), "--mask", str(mask),
+              "--strength", "0.75"]
+    for arguments, options in [
+        ({"inpaint_full_res": False, "mask_blur": 0}, ["--mask-blur", "0"]),
+        ({"inpaint_full_res": True, "inpaint_full_res_padding": 16, "mask_blur": 2},
+         ["--mask-blur", "2", "--mask-padding", "16", "--size", "128x128"]),
+    ]:
+        painted = api.img2img(images=[drawn.image], mask_image=marks, prompt="a cat", steps=4, seed=7,
+                              width=128, height=128, denoising_strength=0.75, **arguments)
+        reference = Image.open(io.BytesIO(server.drawn(*common, *options))).convert("RGB")
+        assert painted.image.convert("RGB").tobytes() == reference.tobytes(), arguments
+        kept = (0, 0, 50, 128)
+        assert painted.image.convert("RGB").crop(kept).tobytes() == drawn.image.convert("RGB").crop(kept).tobytes()
+
     assert api.get_progress()["progress"] == 0
     api.interrupt()
     assert api.png_info(drawn.image).info.startswith("a fox")

@@ -1,6 +1,6 @@
 //! Large photos as start images and references: JPEG files are read row by row.
 
-use flux_fast::pipeline::images::{ImageFile, decode, fit};
+use flux_fast::pipeline::images::{ImageFile, ReferenceSize, decode, fit};
 use flux_fast::pipeline::request::Image;
 use jpeg_encoder::{ColorType, Encoder, ImageBuffer, JpegColorType, SamplingFactor};
 
@@ -105,9 +105,10 @@ fn rows_of_a_photo_are_turned_as_exif_says() {
     // A reference keeps its shape.
     let large = jpeg(&photo(2500, 2100), |e| e.add_exif_metadata(&exif(6)).unwrap());
     let file = ImageFile::of(large).unwrap();
-    let reference = file.reference().unwrap();
+    let reference = file.reference(ReferenceSize::Limited).unwrap();
     assert!(reference.width < reference.height);
-    assert!(file.reference_bytes() < 12 << 20, "{}", file.reference_bytes());
+    let bytes = file.reference_bytes(ReferenceSize::Limited);
+    assert!(bytes < 12 << 20, "{bytes}");
 }
 
 /// A picture of which an encoder asks one row after another.

@@ -7,8 +7,8 @@ The first writes int8.safetensors. For each case: `CASE.w` (n, k) and `CASE.x` (
 `.comfy_quant` as ComfyUI stores them; `CASE.dequantised`; `CASE.x_q` and `CASE.x_scale`, the integers of x; `CASE.y`, the product with
 `CASE.bias`. `CASE.x` has columns that are 40 times as large as others.
 
-The second reads CONVERTED, which `flux-fast convert --to int8-convrot` wrote from SOURCE (a safetensors file of wide types with the same
-names), with comfy-kitchen: each record gives back its weights, and comfy-kitchen's own integers of SOURCE are those of the file, but for
+The second reads CONVERTED, which `flux-fast convert --to int8-convrot` wrote from SOURCE (a safetensors file of wide types or scaled FP8
+with the same names), with comfy-kitchen: each record gives back its weights, and comfy-kitchen's own integers of SOURCE are those of the file, but for
 ties that its sums round otherwise. Needs torch, numpy, safetensors and comfy-kitchen 0.2.40; no network.
 """
 import json
@@ -66,6 +66,8 @@ def check(converted, source):
             group = record['convrot_groupsize']
             q, s = file.get_tensor(f'{layer}.weight'), file.get_tensor(f'{layer}.weight_scale')
             w = wide.get_tensor(f'{layer}.weight').float()
+            if f'{layer}.weight_scale' in wide.keys():
+                w = w * wide.get_tensor(f'{layer}.weight_scale')
             error = (kitchen.dequantize_int8_convrot_weight(q, s, group) - w).norm() / w.norm()
             theirs, scale = kitchen.quantize_int8_convrot_weight(w, group)
             off = (theirs.int() - q.int()).abs()

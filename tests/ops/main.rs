@@ -18,6 +18,7 @@ mod conv2d;
 mod cuda;
 mod elementwise;
 mod gpu;
+mod int8;
 mod kernels;
 mod latents;
 mod linear;

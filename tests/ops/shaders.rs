@@ -157,6 +157,7 @@ fn they_translate_for_every_platform() {
             translated.entry_point_names[0].is_ok() && text.contains("kernel"),
             "{what}: {translated:?}"
         );
+        assert_eq!(declared_twice(&text), None, "{what}: in Metal's language");
 
         // DirectX has no cooperative matrices.
         if needs.cooperative_matrix {
@@ -178,6 +179,15 @@ fn they_translate_for_every_platform() {
             .unwrap_or_else(|e| panic!("{what}: {e}"));
         assert!(text.contains("numthreads"), "{what}");
     }
+}
+
+/// A variable that naga declared twice in a function for the operands of `dot4I8Packed`.
+fn declared_twice(metal: &str) -> Option<&str> {
+    metal.split("\n}\n").find_map(|function| {
+        let mut seen = std::collections::HashSet::new();
+        let lines = function.lines().map(str::trim).filter(|l| l.starts_with("packed_char4 "));
+        lines.filter_map(|l| l.split(' ').nth(1)).find(|name| !seen.insert(*name))
+    })
 }
 
 /// A store to one component of a vector may write the whole vector (on Metal it does). If other

@@ -82,6 +82,19 @@ impl<'a, G: GpuApi> Lowering<'a, G> {
     /// asks for into the arguments.
     pub fn push_with_scratch<O: Arguments>(
         &mut self,
+        args: O::Args<G>,
+        set: impl FnOnce(&mut O::Args<G>, Matrix<G::Place>),
+    ) -> Result<()>
+    where
+        G: Runs<O>,
+    {
+        self.push_with_scratch_after(0, args, set)
+    }
+
+    /// The same if the first `used` bytes of scratch memory contain something else.
+    pub fn push_with_scratch_after<O: Arguments>(
+        &mut self,
+        used: usize,
         mut args: O::Args<G>,
         set: impl FnOnce(&mut O::Args<G>, Matrix<G::Place>),
     ) -> Result<()>
@@ -91,7 +104,8 @@ impl<'a, G: GpuApi> Lowering<'a, G> {
         let variant = self.choice.pick::<O>(&args)?;
         let bytes = (variant.scratch)(&args, self.device()).next_multiple_of(4);
         if bytes > 0 {
-            set(&mut args, Matrix::f32_row(self.scratch(bytes)?, bytes / 4));
+            let place = self.scratch(used + bytes)?.after(used);
+            set(&mut args, Matrix::f32_row(place, bytes / 4));
         }
         self.push_variant(variant, &args, self.device());
         Ok(())

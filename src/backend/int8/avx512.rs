@@ -4,40 +4,90 @@
 
 use std::arch::x86_64::*;
 
+use crate::backend::cpu::gemm::{BF16, F8E4M3, F8E5M2, F16, F32, load_f32};
+use crate::dtype::DType;
 use crate::dtype::int8::{Int8, Rotation, scale_of};
 
 /// Added to a number between -2^22 and 2^22, this leaves the nearest integer (ties to even) in the
 /// low bits.
 const ROUND: f32 = 12_582_912.0;
 
+/// Whether [`quantise`] takes rows of `cols` columns.
+pub fn suits(int8: Int8, cols: usize) -> bool {
+    cols.is_multiple_of(16) && int8.rotation.is_none_or(Rotation::has_kernels)
+}
+
 /// As [`Int8::quantise`], for rows that are a whole number of vectors and groups of 16, 64 or 256
-/// columns.
+/// columns. The values are those at `from`, which may be the row itself, times `factor`.
+///
+/// # Safety
+/// As many values as the row has must be readable at `from`, stored as `dtype`: F32, BF16, F16 or
+/// FP8.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub fn quantise(int8: Int8, row: &mut [f32], out: &mut [i8]) -> f32 {
+pub unsafe fn quantise(
+    int8: Int8,
+    (from, dtype, factor): (*const u8, DType, f32),
+    row: &mut [f32],
+    out: &mut [i8],
+) -> f32 {
+    // SAFETY: the promise of the caller.
+    unsafe {
+        match dtype {
+            DType::BF16 => quantise_as::<BF16>(int8, (from, 2), factor, row, out),
+            DType::F16 => quantise_as::<F16>(int8, (from, 2), factor, row, out),
+            DType::F8E4M3 => quantise_as::<F8E4M3>(int8, (from, 1), factor, row, out),
+            DType::F8E5M2 => quantise_as::<F8E5M2>(int8, (from, 1), factor, row, out),
+            _ => quantise_as::<F32>(int8, (from, 4), factor, row, out),
+        }
+    }
+}
+
+/// 16 values that are stored as `T`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn load<const T: u8>(at: *const u8) -> __m512 {
+    // SAFETY: the promise of the caller.
+    unsafe { load_f32::<T>(at, u32::MAX, DType::F32) }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn quantise_as<const T: u8>(
+    int8: Int8,
+    (from, size): (*const u8, usize),
+    factor: f32,
+    row: &mut [f32],
+    out: &mut [i8],
+) -> f32 {
     let stages = int8.rotation.map_or(0, |r| r.group().trailing_zeros() / 2);
     let group = int8.rotation.map_or(16, Rotation::group);
     assert!(row.len().is_multiple_of(group) && row.len().is_multiple_of(16));
     assert!(row.len() == out.len() && matches!(stages, 0 | 2 | 3 | 4));
+    let factor = _mm512_set1_ps(factor);
     let mut bits = _mm512_setzero_si512();
-    // SAFETY: the row is a whole number of groups, and the groups are whole vectors.
+    // SAFETY: the row is a whole number of groups, and the groups are whole vectors. A group is
+    // read before it is written.
     unsafe {
         for first in (0..row.len()).step_by(group) {
-            let at = row.as_mut_ptr().add(first);
+            let (at, from) = (row.as_mut_ptr().add(first), from.add(first * size));
             bits = _mm512_max_epu32(
                 bits,
                 match stages {
-                    0 => magnitude(_mm512_loadu_ps(at)),
+                    0 => {
+                        let v = _mm512_mul_ps(load::<T>(from), factor);
+                        _mm512_storeu_ps(at, v);
+                        magnitude(v)
+                    }
                     2 => {
-                        let v = within(_mm512_loadu_ps(at));
+                        let v = within(_mm512_mul_ps(load::<T>(from), factor));
                         _mm512_storeu_ps(at, v);
                         magnitude(v)
                     }
                     3 => {
-                        let v = rotate_64(at);
+                        let v = rotate_64::<T>((from, size), factor);
                         (0..4).for_each(|i| _mm512_storeu_ps(at.add(16 * i), v[i]));
                         largest(&v)
                     }
-                    _ => rotate_256(at),
+                    _ => rotate_256::<T>((from, size), factor, at),
                 },
             );
         }
@@ -109,25 +159,29 @@ fn across([a, b, c, d]: [__m512; 4]) -> [__m512; 4] {
 /// The first three stages of 64 columns.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn rotate_64(at: *const f32) -> [__m512; 4] {
+unsafe fn rotate_64<const T: u8>((from, size): (*const u8, usize), factor: __m512) -> [__m512; 4] {
     let mut v = [_mm512_setzero_ps(); 4];
     for (i, v) in v.iter_mut().enumerate() {
         // SAFETY: the caller gives 64 elements.
-        *v = within(unsafe { _mm512_loadu_ps(at.add(16 * i)) });
+        *v = within(_mm512_mul_ps(unsafe { load::<T>(from.add(16 * size * i)) }, factor));
     }
     across(v)
 }
 
-/// Rotates 256 columns in place, and returns the bits of the largest magnitudes.
+/// Rotates 256 columns, and returns the bits of the largest magnitudes.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn rotate_256(at: *mut f32) -> __m512i {
+unsafe fn rotate_256<const T: u8>(
+    (from, size): (*const u8, usize),
+    factor: __m512,
+    at: *mut f32,
+) -> __m512i {
     let mut rows = [[_mm512_setzero_ps(); 4]; 4];
     let mut bits = _mm512_setzero_si512();
     // SAFETY: the caller gives 256 elements.
     unsafe {
         for (i, row) in rows.iter_mut().enumerate() {
-            *row = rotate_64(at.add(64 * i));
+            *row = rotate_64::<T>((from.add(64 * size * i), size), factor);
         }
         for i in 0..4 {
             let column = across([rows[0][i], rows[1][i], rows[2][i], rows[3][i]]);

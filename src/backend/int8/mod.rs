@@ -30,6 +30,19 @@ pub(super) fn quantise(int8: Int8, row: &mut [f32], out: &mut [i8]) -> f32 {
     }
 }
 
+/// The same for the values `from`. `values` is as long, and is overwritten.
+pub(super) fn quantise_from(int8: Int8, from: &[f32], values: &mut [f32], out: &mut [i8]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    if Isa::detect() >= Isa::Avx512 && avx512::suits(int8, values.len()) {
+        assert_eq!(from.len(), values.len());
+        let from = (from.as_ptr().cast(), DType::F32, 1.0);
+        // SAFETY: the processor has the features.
+        return unsafe { avx512::quantise(int8, from, values, out) };
+    }
+    values.copy_from_slice(from);
+    quantise(int8, values, out)
+}
+
 /// The same for row `r` of `part`, whose stored bytes are `bytes`. `values` is as long as the row,
 /// and is overwritten.
 pub(super) fn quantise_stored(
@@ -56,13 +69,15 @@ pub(super) fn quantise_stored(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{HostPart, Int8, avx512, decode_any, quantise_any};
-    use crate::dtype::int8::Rotation;
+    use super::{DType, HostPart, Int8, avx512, decode_any, is_read_directly, quantise_any};
 
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
     pub fn quantise_avx512(int8: Int8, row: &mut [f32], out: &mut [i8]) -> f32 {
-        match row.len().is_multiple_of(16) && int8.rotation.is_none_or(Rotation::has_kernels) {
-            true => avx512::quantise(int8, row, out),
+        match avx512::suits(int8, row.len()) {
+            // SAFETY: the row is read where it is.
+            true => unsafe {
+                avx512::quantise(int8, (row.as_ptr().cast(), DType::F32, 1.0), row, out)
+            },
             false => quantise_any(int8, row, out),
         }
     }
@@ -79,8 +94,17 @@ mod x86 {
         values: &mut [f32],
         out: &mut [i8],
     ) -> f32 {
-        decode_any(row, values);
-        quantise_avx512(int8, values, out)
+        let (part, r, bytes) = row;
+        if !is_read_directly(part) || !avx512::suits(int8, values.len()) {
+            decode_any(row, values);
+            return quantise_avx512(int8, values, out);
+        }
+        assert_eq!(bytes.len(), values.len() * part.dtype.size());
+        // SAFETY: the bytes are those of the row.
+        unsafe {
+            let from = (bytes.as_ptr(), part.dtype, part.scale.of(r));
+            avx512::quantise(int8, from, values, out)
+        }
     }
 
     #[target_feature(enable = "avx2,fma,f16c")]
@@ -95,10 +119,17 @@ mod x86 {
     }
 }
 
+/// Whether the elements are loaded as they are stored, and times one factor are the values.
+fn is_read_directly(part: &HostPart) -> bool {
+    part.dtype.is_plain()
+        && !matches!(part.dtype, DType::I8 | DType::I32)
+        && part.rotation.is_none()
+}
+
 /// The values of a stored row.
 #[inline(always)]
 fn decode_any((part, r, bytes): (&HostPart, usize, &[u8]), values: &mut [f32]) {
-    if part.dtype.is_plain() && part.dtype != DType::I8 && part.rotation.is_none() {
+    if is_read_directly(part) {
         assert_eq!(bytes.len(), values.len() * part.dtype.size());
         // SAFETY: the bytes are those of the row.
         unsafe { decode(Row { ptr: bytes.as_ptr(), dtype: part.dtype }, 0, values) };
@@ -216,6 +247,9 @@ mod tests {
                 let found = unsafe { way(int8, &mut row.clone(), &mut got) };
                 assert_eq!((found, &got), (scale, &want), "{int8:?}");
             }
+            let (mut values, mut from_row) = (vec![0.0; n], vec![1; n]);
+            let found = quantise_from(int8, &row, &mut values, &mut from_row);
+            assert_eq!((found, &from_row), (scale, &want), "{int8:?}");
             let mut bad = row;
             bad[n / 2] = f32::NAN;
             assert!(quantise(int8, &mut bad, &mut got).is_nan());

@@ -4,6 +4,7 @@
 use wgpu::{Backends, DeviceType, Features, Limits};
 
 use super::launch::{BINDINGS, PARAMS_BYTES};
+use super::vulkan;
 use crate::backend::Grain;
 use crate::backend::form;
 use crate::error::{Error, Result};
@@ -75,6 +76,9 @@ pub struct Adapter {
     pub f16: bool,
     /// Shaders may use products of 8x8 matrices of f32.
     pub cooperative_matrix: bool,
+    /// It has an instruction for products of 8-bit integers (four at a time, with their sum);
+    /// otherwise these are slower than products of floats.
+    pub int8: bool,
     /// Why it cannot be used, if it cannot.
     pub unusable: Option<String>,
 }
@@ -195,6 +199,7 @@ fn facts(raw: wgpu::Adapter) -> FoundAdapter {
         cooperative_matrix: features.contains(Features::EXPERIMENTAL_COOPERATIVE_MATRIX)
             && eight(&raw)
             && (api == "metal" || (info.subgroup_min_size, info.subgroup_max_size) == (32, 32)),
+        int8: int8(&raw, features, api),
         unusable: unusable(features, &limits),
     };
     FoundAdapter { raw, facts, features, limits }
@@ -207,6 +212,18 @@ fn eight(raw: &wgpu::Adapter) -> bool {
             && p.cr_type == wgpu::CooperativeScalarType::F32;
         (p.m_size, p.n_size, p.k_size) == (8, 8, 8) && f32s
     })
+}
+
+/// See [`Adapter::int8`].
+fn int8(raw: &wgpu::Adapter, features: Features, api: &str) -> bool {
+    match api {
+        "vulkan" => vulkan::int8_products(raw).unwrap_or(false),
+        // The instruction is part of shader model 6.4, which wgpu does not report; it reports rays
+        // from 6.5 on.
+        "dx12" => features.contains(Features::EXPERIMENTAL_RAY_QUERY),
+        // Metal has none.
+        _ => false,
+    }
 }
 
 fn unusable(features: Features, limits: &Limits) -> Option<String> {
@@ -233,19 +250,11 @@ fn unusable(features: Features, limits: &Limits) -> Option<String> {
     }
 }
 
-/// What an interface reports about the memory of an adapter.
-#[derive(Debug, Clone, Copy)]
-struct Heap {
-    bytes: u64,
-    /// Bytes that this process may still take.
-    free_bytes: Option<u64>,
-}
-
 /// Bytes that buffers may take, how many of these are free, and whether the interface reported
 /// them.
 fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, u64, bool) {
     let host = crate::host::available_memory().unwrap_or(2 << 30);
-    match (kind, heap(raw)) {
+    match (kind, vulkan::heap(raw)) {
         (AdapterKind::Software, _) => (host, host / 10 * 9, true),
         // A GPU without memory of its own leaves a part of the host's memory to other programs.
         (AdapterKind::Integrated, Some(heap)) => {
@@ -257,42 +266,6 @@ fn memory(raw: &wgpu::Adapter, kind: AdapterKind) -> (u64, u64, bool) {
         (_, Some(heap)) => (heap.bytes, heap.free_bytes.unwrap_or(heap.bytes / 10 * 9), true),
         (_, None) => (4 << 30, 4 << 30, false),
     }
-}
-
-/// The largest heap of device memory, if the interface is Vulkan.
-#[cfg(not(target_vendor = "apple"))]
-fn heap(raw: &wgpu::Adapter) -> Option<Heap> {
-    use ash::vk;
-    // SAFETY: the handle is used for two queries, and neither kept nor destroyed.
-    let adapter = unsafe { raw.as_hal::<wgpu::hal::api::Vulkan>() }?;
-    let instance = adapter.shared_instance().raw_instance();
-    let device = adapter.raw_physical_device();
-    // SAFETY: the physical device belongs to this instance, which lives as long as the adapter.
-    let extensions =
-        unsafe { instance.enumerate_device_extension_properties(device) }.unwrap_or_default();
-    let tells =
-        extensions.iter().any(|e| e.extension_name_as_c_str() == Ok(ash::ext::memory_budget::NAME));
-    let mut budget = vk::PhysicalDeviceMemoryBudgetPropertiesEXT::default();
-    let mut properties = vk::PhysicalDeviceMemoryProperties2::default();
-    if tells {
-        properties = properties.push_next(&mut budget);
-    }
-    // SAFETY: as above; the chain contains the one structure that the extension, which is
-    // available, allows. wgpu requests Vulkan 1.1 or the extension of this call.
-    unsafe { instance.get_physical_device_memory_properties2(device, &mut properties) };
-    let memory = properties.memory_properties;
-    let (bytes, largest) = (0..memory.memory_heap_count as usize)
-        .filter(|&i| memory.memory_heaps[i].flags.contains(vk::MemoryHeapFlags::DEVICE_LOCAL))
-        .map(|i| (memory.memory_heaps[i].size, i))
-        .max()?;
-    let free_bytes = tells
-        .then(|| budget.heap_budget[largest].saturating_sub(budget.heap_usage[largest]).min(bytes));
-    Some(Heap { bytes, free_bytes })
-}
-
-#[cfg(target_vendor = "apple")]
-fn heap(_raw: &wgpu::Adapter) -> Option<Heap> {
-    None
 }
 
 /// The adapter with the number `ordinal`. It must be usable.
@@ -346,6 +319,7 @@ mod tests {
             subgroups: None,
             f16: false,
             cooperative_matrix: false,
+            int8: false,
             unusable: None,
         }
     }

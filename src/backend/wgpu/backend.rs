@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::SMALLER;
 use super::launch::{Dispatch, Spot, Wgpu, WgpuDevice};
-use super::lower::side_scratch;
+use super::lower;
 use super::passage::Passage;
 use super::space::Space;
 use super::submit::Submitter;
@@ -102,7 +102,7 @@ impl Backend for WgpuBackend {
 
     fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
         match op {
-            Op::Linear(linear) => side_scratch(linear).0,
+            Op::Linear(linear) => lower::scratch(linear, weight(linear.w).int8.is_some()),
             _ => gpu::dry(&self.choice, self.types, op, weight)
                 .map_or(0, |lowered| lowered.scratch_bytes),
         }

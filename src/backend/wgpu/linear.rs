@@ -2,6 +2,7 @@
 //! says which can run it.
 
 mod dispatch;
+mod int8;
 mod modules;
 
 use super::launch::{Args, Constants, Dispatch, Needs, Shader, Variant, WgpuDevice, code};
@@ -12,6 +13,7 @@ use dispatch::{
     ANY_BLOCK, Block, LARGE_BLOCK, LOW_BLOCK, SMALL_BLOCK, SOFTWARE_BLOCK, dispatches, legal,
     vectors,
 };
+pub use int8::{LINEAR_INT8, scratch_bytes};
 use modules::{
     ANY, ANY_BLOCKS, COOPERATIVE, FEW, FEW_SUBGROUP, HALF_LARGE, HALF_SMALL, LARGE, LOW, SMALL,
     SOFTWARE, Trio,
@@ -200,14 +202,17 @@ enum Kind {
 /// GPUs are busy with fewer.
 const ENOUGH_TILES: usize = 64;
 
-/// The variant of [`LINEAR`] that is expected to be the fastest, or why there is none. This depends
+/// The variant of [`LINEAR`] or [`LINEAR_INT8`] that is expected to be the fastest, or why there is none. This depends
 /// on shapes, alignment and device alone.
 pub fn choose(
     a: &Args<Linear>,
     device: &WgpuDevice,
 ) -> Result<&'static Variant<Linear>, &'static str> {
-    legal(a, device)?;
     let tiles = a.x.rows.div_ceil(LARGE_BLOCK.rows) * a.w.rows.div_ceil(LARGE_BLOCK.columns);
+    if a.int8.is_some() {
+        return int8::choose(a, device, tiles >= ENOUGH_TILES);
+    }
+    legal(a, device)?;
     let order = match a.x.rows {
         ..=16 => [Kind::FewSubgroup, Kind::Few, Kind::Low, Kind::Small],
         17..=32 => [Kind::Low, Kind::HalfSmall, Kind::Small, Kind::Few],
@@ -261,5 +266,6 @@ pub fn shaders() -> Vec<(&'static Shader, Constants, Needs)> {
             }
         }
     }
+    all.extend(int8::shaders());
     all
 }

@@ -9,8 +9,8 @@
 
 use super::SMALLER;
 use super::launch::{Args, Dispatch, Matrix, Needs, Spot, Wgpu, WgpuDevice};
-use super::linear::{self, LINEAR};
-use crate::backend::form::Form;
+use super::linear::{self, LINEAR, LINEAR_INT8};
+use crate::backend::form::{ALIGN, Form};
 use crate::backend::gpu::{GpuApi, GpuBackend, Lowering, Product, Tail, variants};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
@@ -44,19 +44,19 @@ impl GpuApi for Wgpu {
     }
 }
 
-variants!(Wgpu, Linear: LINEAR; linear::choose);
+variants!(Wgpu, Linear: LINEAR_INT8, LINEAR; linear::choose);
 
 impl GpuBackend for Wgpu {
     /// A product for each run of rows of one element type, and for each of the side branch.
     fn lower_linear(op: &Linear, to: &mut Lowering<Wgpu>) -> Result<()> {
         let main = Product::new(op, to)?;
         let w = to.form(op.w, Use::Matrix)?;
-        let Some(side) = op.side else { return push_main(&main, &w, None, to) };
+        let Some(side) = op.side else { return push_main(&main, &w, None, 0, to) };
         let (t, b) = (to.tensor(side.t)?, to.form(side.b, Use::Matrix)?);
         let branch = Product { x: t, bias: None, factors: None, ..main };
         let (bytes, most) = side_scratch(op);
         if bytes == 0 {
-            push_main(&main, &w, None, to)?;
+            push_main(&main, &w, None, 0, to)?;
             let tail = match main.tail {
                 Tail::GatedAdd { gate, .. } => Tail::GatedAdd { residual: main.out, gate },
                 _ => Tail::Add { residual: main.out },
@@ -70,32 +70,42 @@ impl GpuBackend for Wgpu {
             let sums = Matrix { place, rows: count, cols: n, stride: n, dtype: DType::F32 };
             let x = branch.x.band(first, count);
             push_side(&Product { x, tail: Tail::None, out: sums, ..branch }, &b, to)?;
-            push_main(&main.band(first, count), &w, Some(sums), to)?;
+            push_main(&main.band(first, count), &w, Some(sums), bytes, to)?;
         }
         Ok(())
     }
 }
 
+/// Bytes of scratch memory for `op`, whatever variant runs. `int8`: its product is computed in int8.
+pub(super) fn scratch(op: &Linear, int8: bool) -> usize {
+    let (side, rows) = side_scratch(op);
+    let rows = if side > 0 { rows } else { op.out.rows() };
+    side + if int8 { linear::scratch_bytes(rows, op.x.cols) } else { 0 }
+}
+
 /// Bytes of scratch memory for the side branch of `op`, and for how many rows at a time: a function
 /// of shapes alone, whatever variant runs.
-pub(super) fn side_scratch(op: &Linear) -> (usize, usize) {
+fn side_scratch(op: &Linear) -> (usize, usize) {
     let activation =
         matches!(op.epilogue, Epilogue::Silu | Epilogue::GeluTanh | Epilogue::QuickGelu);
     let most = (SIDE_BYTES / (4 * op.out.cols.max(1)) / SIDE_ROWS).max(1) * SIDE_ROWS;
     let rows = most.min(op.out.rows());
-    (if activation && op.side.is_some() { 4 * rows * op.out.cols } else { 0 }, rows)
+    let bytes = 4 * rows * op.out.cols;
+    (if activation && op.side.is_some() { bytes.next_multiple_of(ALIGN) } else { 0 }, rows)
 }
 
-/// Adds the product with the weight of the operation.
+/// Adds the product with the weight of the operation; `used` bytes of scratch memory are in use.
 fn push_main(
     product: &Product<Spot>,
     (form, place): &(Form, Spot),
     side: Option<Matrix>,
+    used: usize,
     to: &mut Lowering<Wgpu>,
 ) -> Result<()> {
     form.segments.iter().try_for_each(|s| {
         let side = side.map(|m| m.columns(s.first, s.rows));
-        to.push::<Linear>(&product.with(s, *place, (s.first, s.rows), side))
+        let args = product.with(s, *place, (s.first, s.rows), side);
+        to.push_with_scratch_after::<Linear>(used, args, |args, m| args.scratch = Some(m))
     })
 }
 

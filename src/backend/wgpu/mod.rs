@@ -29,6 +29,7 @@ mod space;
 mod submit;
 mod testing;
 mod uploads;
+mod vulkan;
 
 pub use adapters::{Adapter, AdapterKind, adapters, candidates, hardware_present};
 pub use backend::WgpuBackend;

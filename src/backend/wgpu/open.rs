@@ -26,8 +26,8 @@ const ALLOWANCE_BYTES: u64 = 64 << 20;
 pub struct WgpuOptions {
     /// Which adapter, as [`adapters`](super::adapters()) counts them.
     pub ordinal: usize,
-    /// `Auto` and `BF16` (BF16 activations, F32 products), `F32`, or `F16` where the adapter has
-    /// it.
+    /// `Auto` and `BF16` (BF16 activations, F32 products), `F32`, `Int8`, or `F16` where the adapter
+    /// has it.
     pub compute: Compute,
     /// Forced variants; see [`names`](super::names).
     pub kernels: Vec<KernelChoice>,
@@ -69,8 +69,8 @@ impl WgpuBackend {
     /// or a forced variant does not run on it.
     pub fn new(options: WgpuOptions) -> Result<WgpuBackend> {
         let WgpuOptions { ordinal, compute, kernels, limits, .. } = options;
-        if let Compute::Fp8 | Compute::Int8 = compute {
-            return Err(compute.refused("auto, bf16, f16 or f32 by wgpu"));
+        if compute == Compute::Fp8 {
+            return Err(compute.refused("auto, bf16, f16, f32 or int8 by wgpu"));
         }
         let mut found = adapters::get(ordinal)?;
         let name = format!("wgpu:{ordinal}");
@@ -108,7 +108,7 @@ impl WgpuBackend {
             grain,
             pins: false,
             reopens: true,
-            int8: Int8Use::Never,
+            int8: int8_use(compute, facts.int8),
         };
         Ok(WgpuBackend {
             uploads,
@@ -129,6 +129,16 @@ impl WgpuBackend {
     /// As [`WgpuBackend::new`].
     pub fn force(&mut self, kernels: Vec<KernelChoice>) -> Result<()> {
         self.choice.force(kernels)
+    }
+}
+
+/// Which products are computed in int8. Where the adapter has no instruction for them they are slow,
+/// so that they must be asked for.
+fn int8_use(compute: Compute, instruction: bool) -> Int8Use {
+    match compute {
+        Compute::Int8 => Int8Use::All,
+        Compute::Auto if instruction => Int8Use::Stored,
+        _ => Int8Use::Never,
     }
 }
 
@@ -153,6 +163,8 @@ fn describe(adapter: &Adapter, compute: Compute) -> String {
     let extra = match compute {
         Compute::F32 => Some("f32"),
         Compute::F16 => Some("f16 products"),
+        Compute::Int8 if adapter.int8 => Some("int8 products"),
+        Compute::Int8 => Some("int8 products, emulated"),
         _ => None,
     };
     let facts = [&adapter.name, adapter.api, adapter.kind.name()];

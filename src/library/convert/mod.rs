@@ -9,6 +9,7 @@ pub use super::open_only;
 
 mod container;
 mod make;
+mod rotated;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,7 +23,7 @@ use serde_json::{Map, Value, json};
 use super::Checkpoint;
 use super::checkpoint::MODEL_INDEX;
 use crate::dtype::DType;
-use crate::dtype::int8::{Int8, Rotation};
+use crate::dtype::int8::Rotation;
 use crate::error::{Error, Result};
 use crate::host::{remove_abandoned, start_shared_threads, unfinished_file};
 use crate::spec::{Component, Role};
@@ -284,28 +285,7 @@ fn quantise<'a>(
             };
             vec![eight(name.into(), source, dtype, scales), beside, record(format)]
         }
-        Target::Int8ConvRot => {
-            let int8 = Int8 { rotation: Rotation::of_columns(cols) };
-            let scales = source.scales(int8)?;
-            work.add(source.stored_bytes())?;
-            let values = scales.iter().flat_map(|s| s.to_le_bytes()).collect();
-            let beside = OutputTensor {
-                shape: vec![rows, 1],
-                ..bytes(format!("{layer}.weight_scale"), "F32", values)
-            };
-            let record = json!({
-                "format": "int8_tensorwise",
-                "convrot": true,
-                "convrot_groupsize": int8.rotation.map_or(0, Rotation::group),
-            });
-            let tensor = OutputTensor {
-                name: name.into(),
-                dtype: "I8",
-                shape: vec![rows, cols],
-                make: Make::Integers { source, int8 },
-            };
-            vec![tensor, beside, bytes(record_name(&layer), "U8", record.to_string().into())]
-        }
+        Target::Int8ConvRot => rotated::quantise(name, &layer, source, work)?,
         Target::Gguf(dtype) => {
             let format = dtype.format().expect("targets are formats");
             let make = Make::Blocks { source, format, whole: 0.0 };

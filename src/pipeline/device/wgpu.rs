@@ -9,7 +9,7 @@ use crate::pipeline::request::Options;
 
 /// The best GPU by wgpu, with its name for messages.
 pub fn search(search: &mut Search<'_>) -> Option<(Opened, String)> {
-    let refused = matches!(search.options.compute, Compute::Fp8 | Compute::Int8);
+    let refused = search.options.compute == Compute::Fp8;
     if !search.has_kernels(wgpu::names) || refused || !wgpu::hardware_present() {
         return None;
     }

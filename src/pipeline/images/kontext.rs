@@ -48,7 +48,34 @@ pub fn prepare_kontext(image: &Image, unit: usize) -> Image {
 
 #[cfg(test)]
 mod tests {
+    use super::super::reference::{ReferenceSize, shrink};
+    use super::super::{Format, ImageFile, encode};
     use super::*;
+
+    /// Any file is stretched from its own size, not from a smaller copy.
+    #[test]
+    fn files_are_stretched_as_they_are() {
+        let size = ReferenceSize::Kontext { unit: 16 };
+        for (width, height) in [(1500, 1100), (1, 1), (3, 700)] {
+            let value = |i: usize| (i * 7919 % 251) as u8;
+            let rgb = (0..3 * width * height).map(value).collect();
+            let image = Image { width, height, rgb };
+            let want = prepare_kontext(&image, 16);
+            // The rows of a PNG are read one after another, those of a BMP are not.
+            for format in [Format::Png, Format::Bmp] {
+                let file = ImageFile::of(encode(&image, format, 90, "").unwrap()).unwrap();
+                assert!(file.reference(size).unwrap() == want, "{width}x{height} {format:?}");
+                let bytes = file.reference_bytes(size);
+                let least = 3 * want.width * (height + want.height);
+                assert!((least as u64..least as u64 + (12 << 20)).contains(&bytes), "{bytes}");
+            }
+            let smaller = shrink(image.clone());
+            assert_eq!(smaller == image, width * height < 1 << 20);
+            assert!(smaller == image || prepare_kontext(&smaller, 16) != want);
+            // What was stretched once is not changed again.
+            assert!(prepare_kontext(&want, 16) == want);
+        }
+    }
 
     #[test]
     fn the_nearest_ratio_is_taken() {

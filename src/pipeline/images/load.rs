@@ -11,10 +11,12 @@ use super::decoder::{
     MAX_PIXELS, MAX_ROW_PIXELS, decoder, format_of, on_white, transparent, unreadable,
 };
 use super::jpeg_rows::JpegRows;
+use super::kontext::{kontext_size, prepare_kontext};
 use super::metadata::{self, Provenance};
 use super::png_rows::PngRows;
-use super::reference::{check_reference_size, shrink, shrunk_size};
+use super::reference::{ReferenceSize, check_reference_size, shrink, shrunk_size};
 use super::resize::Resizer;
+use super::stretch::{Filter, Stretcher, stretch_bytes};
 use super::texts::texts_in;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Mask, Settings};
@@ -184,14 +186,24 @@ impl ImageFile {
         }
     }
 
-    /// The image as a reference for a model, made smaller if it is large: a model reads no more of
-    /// it. In less memory where rows can be read one after another.
+    /// The image as a reference for a model: in the size in which it is read, or made smaller if it
+    /// is large, since a model reads no more of it. In less memory where rows can be read one after
+    /// another.
     ///
     /// # Errors
     /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, or the image is too
-    /// small or too narrow.
-    pub fn reference(&self) -> Result<Image> {
+    /// small or too narrow for the model.
+    pub fn reference(&self, size: ReferenceSize) -> Result<Image> {
         let (width, height) = self.columns_and_rows();
+        if let ReferenceSize::Kontext { unit } = size {
+            let Some(rows) = self.rows()? else {
+                return Ok(prepare_kontext(&self.decode()?, unit));
+            };
+            let (to, from) = (kontext_size(width, height, unit), (width, height));
+            let mut stretcher = Stretcher::new(from, to.0, to.1, Filter::Lanczos);
+            rows.each(&mut |row| stretcher.push(row))?;
+            return Ok(stretcher.finish());
+        }
         check_reference_size(width, height)?;
         let (smaller_width, smaller_height) = shrunk_size(width, height);
         match self.rows()? {
@@ -211,18 +223,29 @@ impl ImageFile {
 
     /// Upper bound of the memory that [`reference`](ImageFile::reference) needs besides the file
     /// itself, in bytes.
-    pub fn reference_bytes(&self) -> u64 {
+    pub fn reference_bytes(&self, size: ReferenceSize) -> u64 {
         let (w, h) = self.columns_and_rows();
-        let (width, height) = shrunk_size(w, h);
-        let resizer = Resizer::bytes_of_part((w, h), width, height);
-        // EXIF may swap the sides.
-        let resizer = resizer.max(Resizer::bytes_of_part((h, w), height, width));
-        match self.rows() {
-            Ok(Some(rows)) => rows.row_bytes() + resizer,
-            _ => match self.jpeg_rows(width, height) {
-                Some(rows) => self.jpeg_bytes(&rows, width, height),
-                None => self.decode_bytes.max(3 * self.size.0 * self.size.1 + resizer),
-            },
+        let (jpeg, resizer) = match size {
+            ReferenceSize::Limited => {
+                let (width, height) = shrunk_size(w, h);
+                let jpeg = self.jpeg_rows(width, height);
+                let jpeg = jpeg.map(|rows| self.jpeg_bytes(&rows, width, height));
+                // EXIF may swap the sides.
+                let turned = Resizer::bytes_of_part((h, w), height, width);
+                (jpeg, Resizer::bytes_of_part((w, h), width, height).max(turned))
+            }
+            ReferenceSize::Kontext { unit } => {
+                let bytes = |w: usize, h: usize| {
+                    let (width, height) = kontext_size(w, h, unit);
+                    stretch_bytes((w, h), width, height)
+                };
+                (None, bytes(w, h).max(bytes(h, w)))
+            }
+        };
+        match (self.rows(), jpeg) {
+            (Ok(Some(rows)), _) => rows.row_bytes() + resizer,
+            (_, Some(bytes)) => bytes,
+            (_, None) => self.decode_bytes.max(3 * self.size.0 * self.size.1 + resizer),
         }
     }
 
@@ -268,21 +291,6 @@ impl ImageFile {
         let mask = transparent(&image);
         Ok((on_white(image), mask))
     }
-
-    /// The image as a mask: white is repainted, black is kept. If it has transparent pixels, these
-    /// are repainted in place of white ones, as other programs mark them.
-    ///
-    /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged.
-    pub fn mask(&self) -> Result<Mask> {
-        self.check_whole()?;
-        let image = turned(&self.bytes)?;
-        if let Some(mask) = transparent(&image) {
-            return Ok(mask);
-        }
-        let (width, height) = (image.width() as usize, image.height() as usize);
-        Ok(Mask { width, height, values: image.into_luma8().into_raw() })
-    }
 }
 
 /// All bytes of a stream that is an image file, at most 512 MiB; `name` is its place in
@@ -306,11 +314,6 @@ pub fn read_stream(stream: impl Read, name: &str) -> Result<Vec<u8>> {
 /// Reads the image at `path` as 8-bit RGB: [`ImageFile::open`] and [`ImageFile::decode`].
 pub fn load_init_image(path: &Path) -> Result<Image> {
     ImageFile::open(path)?.decode().map_err(|e| e.at_path(path))
-}
-
-/// Reads the reference image at `path`: [`ImageFile::open`] and [`ImageFile::reference`].
-pub fn load_reference(path: &Path) -> Result<Image> {
-    ImageFile::open(path)?.reference().map_err(|e| e.at_path(path))
 }
 
 /// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.
@@ -359,7 +362,7 @@ fn pixels(bytes: &[u8]) -> Result<Image> {
 }
 
 /// The image in `bytes`, turned as EXIF says.
-fn turned(bytes: &[u8]) -> Result<DynamicImage> {
+pub(super) fn turned(bytes: &[u8]) -> Result<DynamicImage> {
     let mut decoder = decoder(bytes)?;
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(unreadable)?;
@@ -367,15 +370,24 @@ fn turned(bytes: &[u8]) -> Result<DynamicImage> {
     Ok(image)
 }
 
-/// Width and height of the image in `bytes`, as they are stored (EXIF orientation is not applied),
-/// from its header alone. A file that ends early is refused.
+/// Width and height of the image in `bytes`, turned as EXIF says, from its header alone. A file that
+/// ends early is refused.
 ///
 /// # Errors
 /// [`Kind::Argument`](crate::error::Kind::Argument) if [`decode`] cannot read such a file, or if it
 /// has more than `max_pixels` pixels.
 pub fn image_size(bytes: &[u8], max_pixels: u64) -> Result<(u32, u32)> {
     check_complete(bytes, format_of(bytes)?)?;
-    check_size(&decoder(bytes)?, max_pixels)
+    let mut decoder = decoder(bytes)?;
+    let (w, h) = check_size(&decoder, max_pixels)?;
+    let is_sideways = matches!(
+        decoder.orientation(),
+        Ok(Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH)
+    );
+    Ok(if is_sideways { (h, w) } else { (w, h) })
 }
 
 fn check_size(decoder: &impl ImageDecoder, max_pixels: u64) -> Result<(u32, u32)> {

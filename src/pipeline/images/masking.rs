@@ -6,6 +6,7 @@
 
 use image::{GrayImage, ImageBuffer, Luma, imageops};
 
+use super::load::fit;
 use super::resize::scaled;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Margins, Mask, Request};
@@ -96,17 +97,45 @@ impl Masking {
             return Ok(masking.map(|m| (m.width, m.height)));
         }
         // The mask itself does not matter, and may be large.
-        let [left, top, right, bottom] = request.outpaint.unwrap_or_default().sides();
-        let (width, height) = (init.width + left + right, init.height + top + bottom);
-        let whole = Region { x: 0, y: 0, width, height };
+        let whole = with_margins((init.width, init.height), request);
         let drawn = whole.drawn_size((request.width, request.height), unit, 0);
         check_shape(&whole, drawn, unit)?;
         Ok(Some(drawn))
     }
 
+    /// About the size in which a masked request is drawn, without its pixels: for an image of
+    /// `size`, of which the part `repainted` is repainted. A blur, which makes the part somewhat
+    /// larger, is not counted.
+    #[cfg(feature = "server")]
+    pub fn estimated_size(
+        request: &Request,
+        size: (usize, usize),
+        repainted: Option<Region>,
+        unit: usize,
+        area: usize,
+    ) -> (usize, usize) {
+        let whole = with_margins(size, request);
+        let wanted = (request.width, request.height);
+        let Some(padding) = request.mask_padding else { return whole.drawn_size(wanted, unit, 0) };
+        let [left, top, right, bottom] = request.outpaint.unwrap_or_default().sides();
+        // Margins are repainted over the whole length of their side.
+        let part = match repainted.filter(|_| left + top + right + bottom == 0) {
+            Some(part) => part.padded(padding, &whole),
+            None => whole,
+        };
+        part.drawn_size(wanted, unit, area)
+    }
+
     /// The region of the photo that is drawn over, in the drawn size.
     pub fn start(&self) -> Image {
         scaled(&cut(&self.photo, &self.region), self.width, self.height).into_owned()
+    }
+
+    /// The same part of `image`, which belongs to the photo, in the drawn size: an image of another
+    /// size is first fitted to that of the photo.
+    pub fn drawn_part(&self, image: &Image) -> Image {
+        let fitted = fit(image, self.photo.width, self.photo.height);
+        scaled(&cut(&fitted, &self.region), self.width, self.height).into_owned()
     }
 
     /// The mask of the drawn pixels. It has values between 0 and 255 only if the request's has.
@@ -159,6 +188,22 @@ impl Masking {
 }
 
 impl Region {
+    /// The region with `padding` pixels around it, as far as they are in `whole`.
+    #[cfg(feature = "server")]
+    fn padded(self, padding: usize, whole: &Region) -> Region {
+        let (x, y) = (self.x.saturating_sub(padding), self.y.saturating_sub(padding));
+        let right = (self.x + self.width + padding).min(whole.width);
+        let bottom = (self.y + self.height + padding).min(whole.height);
+        Region { x, y, width: right - x, height: bottom - y }
+    }
+
+    /// The smallest region with every pixel of `mask` that is repainted; `None` if there is none.
+    #[cfg(feature = "server")]
+    pub fn repainted(mask: &Mask) -> Option<Region> {
+        let is_used = mask.values.iter().any(|v| *v >= NEARLY);
+        is_used.then(|| surroundings(&snapped(mask), 0))
+    }
+
     /// The smallest region around this one with about this ratio of width to height, moved and cut
     /// so that it is in `whole` (as AUTOMATIC1111 and diffusers do).
     fn shaped(self, ratio: f64, whole: &Region) -> Region {
@@ -219,6 +264,12 @@ fn check_shape(region: &Region, drawn: (usize, usize), unit: usize) -> Result<()
         .try_("leave the size out: the result has the size of the image in any case"))
 }
 
+/// All of an image of this size with the margins of `request`.
+fn with_margins((width, height): (usize, usize), request: &Request) -> Region {
+    let [left, top, right, bottom] = request.outpaint.unwrap_or_default().sides();
+    Region { x: 0, y: 0, width: width + left + right, height: height + top + bottom }
+}
+
 /// The smallest region with every repainted pixel, and `padding` pixels around it.
 fn surroundings(mask: &Mask, padding: usize) -> Region {
     let is_set = |v: &u8| *v > 0;
@@ -244,6 +295,13 @@ fn snapped(mask: &Mask) -> Mask {
         v => v,
     };
     Mask { values: mask.values.iter().map(snap).collect(), ..*mask }
+}
+
+/// `mask` at `width` x `height`, as [`fit`] makes images.
+pub fn fit_mask(mask: &Mask, width: usize, height: usize) -> Mask {
+    let rgb = mask.values.iter().flat_map(|v| [*v; 3]).collect();
+    let fitted = fit(&Image { width: mask.width, height: mask.height, rgb }, width, height);
+    Mask { width, height, values: fitted.rgb.chunks_exact(3).map(|p| p[0]).collect() }
 }
 
 /// Whether every pixel is either kept or repainted.

@@ -45,14 +45,20 @@ impl<'a> PngRows<'a> {
     }
 
     /// The image scaled by `resizer`, which must be one for the size of this image.
-    pub fn resized(mut self, mut resizer: Resizer) -> Result<Image> {
+    pub fn resized(self, mut resizer: Resizer) -> Result<Image> {
+        self.each(&mut |row| resizer.push(row))?;
+        Ok(resizer.finish())
+    }
+
+    /// Calls `push` with every row, in 8-bit RGB.
+    pub fn each(mut self, push: &mut dyn FnMut(&[u8])) -> Result<()> {
         let (columns, rows) = self.reader.info().size();
         for _ in 0..rows {
             let row = self.reader.next_row().map_err(unreadable)?.ok_or_else(ends_early)?;
             let row = picture(columns, self.colour, row.data());
-            resizer.push(&on_white(row).rgb);
+            push(&on_white(row).rgb);
         }
-        Ok(resizer.finish())
+        Ok(())
     }
 }
 

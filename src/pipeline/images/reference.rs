@@ -13,6 +13,18 @@ const MIN_SIDE: usize = 64;
 /// The largest ratio of the sides.
 const MAX_RATIO: usize = 8;
 
+/// In which size a model reads a reference image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReferenceSize {
+    /// Its own, but not too large, too small or too narrow (FLUX.2).
+    Limited,
+    /// One of those of its training, to which any image is stretched (FLUX.1 Kontext).
+    Kontext {
+        /// Pixels along the edge of a token.
+        unit: usize,
+    },
+}
+
 /// Checks that a model can read `image` as a reference.
 ///
 /// # Errors

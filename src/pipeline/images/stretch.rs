@@ -1,8 +1,6 @@
 //! Resizing to the bit as Pillow does it, for images that reference code resizes before a model
 //! reads them.
 
-use std::borrow::Cow;
-
 use crate::pipeline::request::Image;
 
 /// Bits behind the point of a weight.
@@ -44,32 +42,58 @@ impl Filter {
     }
 }
 
+/// Stretches an image whose rows arrive one after another, as [`stretched`] does.
+pub struct Stretcher {
+    columns: Vec<(usize, Vec<i64>)>,
+    size: (usize, usize),
+    filter: Filter,
+    /// The rows so far, in the new width.
+    rows: Image,
+}
+
+impl Stretcher {
+    /// For an image of `from` columns and rows that becomes one of `width x height`.
+    pub fn new(from: (usize, usize), width: usize, height: usize, filter: Filter) -> Stretcher {
+        let columns = if width == from.0 { vec![] } else { taps(from.0, width, filter) };
+        let rgb = Vec::with_capacity(CHANNELS * width * from.1);
+        let rows = Image { width, height: from.1, rgb };
+        Stretcher { columns, size: (width, height), filter, rows }
+    }
+
+    /// Takes the next row, in 8-bit RGB.
+    pub fn push(&mut self, row: &[u8]) {
+        if self.columns.is_empty() {
+            self.rows.rgb.extend_from_slice(row);
+            return;
+        }
+        let pixel = |(first, weights): &(usize, Vec<i64>)| {
+            sum(weights, |i, c| row[CHANNELS * (first + i) + c])
+        };
+        self.rows.rgb.extend(self.columns.iter().flat_map(pixel));
+    }
+
+    /// The result, once all rows were pushed.
+    pub fn finish(self) -> Image {
+        let Stretcher { size: (width, height), filter, rows, .. } = self;
+        if height == rows.height {
+            return rows;
+        }
+        let mut rgb = Vec::with_capacity(CHANNELS * width * height);
+        for (first, weights) in taps(rows.height, height, filter) {
+            let pixel =
+                |x: usize| sum(&weights, |i, c| rows.rgb[CHANNELS * ((first + i) * width + x) + c]);
+            rgb.extend((0..width).flat_map(pixel));
+        }
+        Image { width, height, rgb }
+    }
+}
+
 /// `image` stretched to `width x height`: columns first, then rows, with weights of 22 bits and
 /// 8-bit values between the two, as `Image.resize` of Pillow computes it.
 pub fn stretched(image: &Image, width: usize, height: usize, filter: Filter) -> Image {
-    let mut result = Cow::Borrowed(image);
-    if width != image.width {
-        let taps = taps(image.width, width, filter);
-        let mut rgb = Vec::with_capacity(CHANNELS * width * image.height);
-        for row in image.rgb.chunks_exact(CHANNELS * image.width) {
-            let pixel = |(first, weights): &(usize, Vec<i64>)| {
-                sum(weights, |i, c| row[CHANNELS * (first + i) + c])
-            };
-            rgb.extend(taps.iter().flat_map(pixel));
-        }
-        result = Cow::Owned(Image { width, height: image.height, rgb });
-    }
-    if height != image.height {
-        let source = &result.rgb;
-        let mut rgb = Vec::with_capacity(CHANNELS * width * height);
-        for (first, weights) in taps(image.height, height, filter) {
-            let pixel =
-                |x: usize| sum(&weights, |i, c| source[CHANNELS * ((first + i) * width + x) + c]);
-            rgb.extend((0..width).flat_map(pixel));
-        }
-        result = Cow::Owned(Image { width, height, rgb });
-    }
-    result.into_owned()
+    let mut stretcher = Stretcher::new((image.width, image.height), width, height, filter);
+    image.rgb.chunks_exact(CHANNELS * image.width).for_each(|row| stretcher.push(row));
+    stretcher.finish()
 }
 
 /// Upper bound of the memory that [`stretched`] needs for an image of `from` columns and rows

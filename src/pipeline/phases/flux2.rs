@@ -54,7 +54,7 @@ pub fn flux2<'a>(
     let references = photo.into_iter().chain(images.references.iter().copied()).collect();
     let flux = Transformer::Flux2 {
         network: &networks.flux,
-        shape: SequenceShape { image: shape, references },
+        shape: SequenceShape { image: shape, references, added_inputs: 0 },
     };
     Ok(vec![
         Box::new(HiddenStates {

@@ -11,19 +11,22 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
-use crate::pipeline::images::{Format, decode, encode, metadata, provenance_of};
-use crate::pipeline::request::{Request, Settings};
+use crate::pipeline::images::{Format, MaskMarks, decode, encode, metadata, provenance_of};
+use crate::pipeline::request::{Mask, Request, Settings};
 use crate::server::access::Owner;
 use crate::server::body::Whole;
 use crate::server::draft::{Draft, parse_image};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::job::{Job, State as JobState, calendar};
+use crate::server::masks::{DraftMask, invert, round};
 use crate::server::state::{Server, blocking};
 use crate::server::wait::{answer, succeeded};
 
 /// The name of this API in jobs.
 const DIALECT: &str = "a1111";
+/// The blur of masks of that API, in pixels.
+const MASK_BLUR: f32 = 4.0;
 
 /// The paths of this API.
 pub fn routes() -> Router<Arc<Server>> {
@@ -102,24 +105,88 @@ async fn img2img(
     let mut body = body.json()?;
     let fields = Fields::of(&body)?;
     let mut draft = draft(&server, &owner, &fields)?;
-    if fields.get("mask").is_some() {
-        return Err(Fault::new(422, "unsupported", "this server cannot inpaint with a mask")
-            .parameter("mask")
-            .hint("leave the mask out"));
-    }
     let image = body["init_images"][0].as_str();
     let Some(image) = image else {
         return Err(Fault::invalid("init_images", "init_images: expected a list with one image"));
     };
     draft.input = Some(parse_image("init_images", image)?);
     draft.request.strength = fields.real("denoising_strength")?;
+    blocking(|| inpaint(&mut draft, &fields))?;
     // They are not sent back.
-    body["init_images"] = Value::Null;
+    for name in ["init_images", "mask"] {
+        if !body[name].is_null() {
+            body[name] = Value::Null;
+        }
+    }
     draw(server, owner, draft, body).await
+}
+
+/// Reads the mask of `img2img`, and what belongs to it. Fields that are left out have the defaults
+/// of that API: only the surroundings of the mask are drawn, and its edges are blurred.
+fn inpaint(draft: &mut Draft, fields: &Fields) -> Result<(), Fault> {
+    let mask = fields.long_text("mask")?.filter(|mask| !mask.is_empty());
+    let Some(mask) = mask else { return Ok(()) };
+    let is_inverted = is_set(fields, "inpainting_mask_invert")?.unwrap_or(false);
+    let is_round = is_set(fields, "mask_round")?.unwrap_or(true);
+    let fitted = |mask: &mut Mask| {
+        if is_round {
+            round(mask);
+        }
+    };
+    let bytes = parse_image("mask", mask)?;
+    draft.mask = Some(DraftMask::read("mask", &bytes, MaskMarks::OpaqueOrWhite, |mask| {
+        fitted(mask);
+        if is_inverted {
+            invert(mask);
+        }
+    })?);
+    let request = &mut draft.request;
+    request.mask_blur = Some(match fields.real("mask_blur")? {
+        Some(blur) => blur,
+        // Both have one value here.
+        None => fields.real("mask_blur_x")?.or(fields.real("mask_blur_y")?).unwrap_or(MASK_BLUR),
+    });
+    if is_set(fields, "inpaint_full_res")?.unwrap_or(true) {
+        request.mask_padding = Some(fields.whole("inpaint_full_res_padding")?.unwrap_or(0));
+    } else if let (Some(width), Some(height)) = (request.width, request.height) {
+        draft.fit_masked("init_images", (width, height), fitted)?;
+    }
+    Ok(())
+}
+
+/// True or false, which some clients send as 1 or 0.
+fn is_set(fields: &Fields, name: &str) -> Result<Option<bool>, Fault> {
+    match fields.get(name) {
+        None => Ok(None),
+        Some(Value::Number(number)) => Ok(Some(number.as_f64() != Some(0.0))),
+        Some(_) => fields.flag(name).map(Some),
+    }
+}
+
+/// Refuses what would change the image and cannot be drawn.
+fn refuse_control(fields: &Fields) -> Result<(), Fault> {
+    let Some(scripts) = fields.get("alwayson_scripts").and_then(Value::as_object) else {
+        return Ok(());
+    };
+    let is_control = |(name, _): &(&String, &Value)| name.eq_ignore_ascii_case("controlnet");
+    let units = scripts.iter().filter(is_control).flat_map(|(_, s)| s["args"].as_array());
+    let is_used = |unit: &Value| {
+        let model = unit["model"].as_str().unwrap_or("None");
+        unit["enabled"] != false && unit.is_object() && !model.eq_ignore_ascii_case("none")
+    };
+    match units.flatten().any(is_used) {
+        false => Ok(()),
+        true => {
+            Err(Fault::new(422, "unsupported", "alwayson_scripts: there are no ControlNets here")
+                .parameter("alwayson_scripts")
+                .hint("switch the ControlNet units off"))
+        }
+    }
 }
 
 /// The fields that `txt2img` and `img2img` share. `cfg_scale` is not true CFG: all clients send it.
 fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault> {
+    refuse_control(fields)?;
     let mut request = Request::new(fields.text("prompt")?.unwrap_or_default());
     request.width = fields.whole("width")?;
     request.height = fields.whole("height")?;
@@ -198,6 +265,12 @@ fn info(job: &Job, settings: &Settings, body: &Value, count: usize) -> Value {
     }
     if let Some(sampler) = body["sampler_name"].as_str().filter(|s| *s != "Euler") {
         notes["Sampler asked for"] = json!(sampler);
+    }
+    if job.spec.as_ref().is_some_and(|spec| spec.has_mask) {
+        notes["Mask blur"] = json!(settings.mask_blur);
+        notes["Masked area padding"] = json!(settings.mask_padding);
+        // What is under the mask is what is painted over, whatever was asked for.
+        notes["Masked content"] = json!("original");
     }
     let seconds = job.started.unwrap_or(job.created) as i64;
     json!({

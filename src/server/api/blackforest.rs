@@ -10,9 +10,9 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use serde_json::{Map, Value, json};
 
-use super::shared::{base, format, images_to_edit, link, refuse_fields, sentence};
-use crate::pipeline::images::Format;
-use crate::pipeline::request::{LoraChoice, MAX_REFERENCES, Request};
+use super::shared::{base, format, images_to_edit, link, mask, sentence, set_control, set_style};
+use crate::pipeline::images::{Format, MaskMarks};
+use crate::pipeline::request::{LoraChoice, MAX_REFERENCES, Margins, Request};
 use crate::server::access::Owner;
 use crate::server::body::Whole;
 use crate::server::draft::{Draft, size_of};
@@ -71,8 +71,10 @@ async fn submit(
     // A model that is not here is the first thing to say.
     blocking(|| server.models.find(Some(&model)))?;
     let mut draft = draft(&server, &fields, &model)?;
-    draft.fit_to_references()?;
-    let (width, height) = server.sides_of(&draft.request);
+    blocking(|| draft.measure())?;
+    let served = blocking(|| server.models.find(Some(&model)))?;
+    let drawn = blocking(|| server.drawn_size(&draft, &served));
+    let (width, height) = drawn.unwrap_or_else(|| server.sides_of(&draft.request));
     let megapixels = |pixels: f64| (pixels / 1e4).round() / 100.0;
     let mut input = 0.0;
     for image in draft.input.iter().chain(&draft.references) {
@@ -103,13 +105,15 @@ async fn submit(
 
 /// The draft of a body. `safety_tolerance` and `prompt_upsampling` change nothing here.
 fn draft(server: &Server, fields: &Fields, model: &str) -> Result<Draft, Fault> {
-    let Some(prompt) = fields.text("prompt")? else {
-        return Err(Fault::invalid("prompt", "prompt: it is missing"));
+    // What is repainted may follow from its surroundings alone.
+    let is_optional = model.contains("fill") || model.contains("expand");
+    let prompt = match fields.text("prompt")? {
+        Some(prompt) => prompt,
+        None if is_optional => "",
+        None => return Err(Fault::invalid("prompt", "prompt: it is missing")),
     };
-    let refused = ["mask", "image_prompt", "control_image", "preprocessed_image"];
-    let why = "this server draws from a prompt and images of the kind of `input_image`";
-    refuse_fields(fields, &refused, why)?;
     let mut request = Request::new(prompt);
+    request.outpaint = margins(fields)?;
     request.steps = fields.whole("steps")?;
     request.guidance = fields.real("guidance")?;
     request.seed = fields.seed("seed")?;
@@ -137,9 +141,13 @@ fn draft(server: &Server, fields: &Fields, model: &str) -> Result<Draft, Fault> 
     for name in ["input_image".to_string(), "image".into()].into_iter().chain(numbered) {
         images.extend(images_to_edit(fields, &name)?);
     }
+    draft.mask = mask(fields, "mask", MaskMarks::TransparentOrWhite)?;
     if !images.is_empty() {
         server.edit(&mut draft, images)?;
     }
+    blocking(|| draft.repaint_transparent("image"))?;
+    set_style(&mut draft, fields, "image_prompt")?;
+    set_control(server, &mut draft, fields, ["control_image", "preprocessed_image"])?;
     draft.format = Format::Jpeg;
     if let Some(name) = fields.text("output_format")? {
         draft.format = format(name)?;
@@ -150,6 +158,14 @@ fn draft(server: &Server, fields: &Fields, model: &str) -> Result<Draft, Fault> 
     }
     draft.echo = json!({"prompt": prompt});
     Ok(draft)
+}
+
+/// The margins of `flux-pro-1.0-expand`.
+fn margins(fields: &Fields) -> Result<Option<Margins>, Fault> {
+    let side = |name: &str| Ok::<_, Fault>(fields.whole(name)?.unwrap_or(0));
+    let (left, top) = (side("left")?, side("top")?);
+    let margins = Margins { left, top, right: side("right")?, bottom: side("bottom")? };
+    Ok(Some(margins).filter(|margins| *margins != Margins::default()))
 }
 
 /// Status, result and details of a job. Every client stops polling at `Ready` and `Error`, and some

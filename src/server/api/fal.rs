@@ -11,16 +11,18 @@ use axum::{Extension, Json, Router};
 use serde_json::{Value, json};
 
 use super::shared::{
-    base, data_uri, format, images_to_edit, link, refuse_fields, sentence, type_of,
+    base, data_uri, format, images_to_edit, link, mask, optional_image, refuse_fields, sentence,
+    set_control, set_style, type_of,
 };
-use crate::pipeline::images::Format;
+use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::Request;
 use crate::server::access::Owner;
 use crate::server::body::Whole;
-use crate::server::draft::{Draft, parse_image};
+use crate::server::draft::Draft;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::job::{Job, Lane, State as JobState};
+use crate::server::model_names::tool_of;
 use crate::server::state::{Server, blocking};
 use crate::server::wait::{answer, succeeded};
 use crate::server::webhook::Webhook;
@@ -72,20 +74,16 @@ pub fn error_type(fault: &Fault) -> &'static str {
 /// The draft of an input for `app`.
 fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
     let fields = Fields::of(body)?;
-    let Some(prompt) = fields.text("prompt")? else {
-        return Err(Fault::invalid("prompt", "prompt: it is missing"));
+    // An image of which variations are drawn says enough.
+    let prompt = match fields.text("prompt")? {
+        Some(prompt) => prompt,
+        None if is_redux(app) => "",
+        None => return Err(Fault::invalid("prompt", "prompt: it is missing")),
     };
     refuse_fields(
         &fields,
-        &[
-            "mask_url",
-            "control_loras",
-            "controlnets",
-            "easycontrols",
-            "ip_adapters",
-            "reference_image_url",
-        ],
-        "this server draws from a prompt and one image to start from",
+        &["control_loras", "controlnets", "easycontrols", "ip_adapters"],
+        "this server draws from a prompt, images, and a mask",
     )?;
     let mut request = Request::new(prompt).loras(fields.loras("loras")?);
     request.steps = fields.whole("num_inference_steps")?;
@@ -110,13 +108,12 @@ fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
         }
     }
     let mut draft = Draft::new(request, DIALECT);
-    draft.input =
-        fields.long_text("image_url")?.map(|url| parse_image("image_url", url)).transpose()?;
     draft.format = Format::Jpeg;
     if let Some(name) = fields.text("output_format")? {
         draft.format = format(name)?;
     }
     draft.model = model_of(app);
+    set_images(server, &mut draft, app, &fields)?;
     let images = images_to_edit(&fields, "image_urls")?;
     if !images.is_empty() {
         server.edit(&mut draft, images)?;
@@ -126,10 +123,44 @@ fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
     Ok(draft)
 }
 
+/// Whether an app draws variations of an image.
+fn is_redux(app: &str) -> bool {
+    app.split('/').any(|part| part == "redux")
+}
+
+/// The images of an input. What `image_url` is depends on the app.
+fn set_images(server: &Server, draft: &mut Draft, app: &str, fields: &Fields) -> Result<(), Fault> {
+    if is_redux(app) {
+        return set_style(draft, fields, "image_url");
+    }
+    draft.mask = mask(fields, "mask_url", MaskMarks::TransparentOrWhite)?;
+    let is_control = matches!(tool_of(app), Some("canny" | "depth"));
+    let photo = ["control_image_url", "control_lora_image_url", "image_url"];
+    let photo = photo.into_iter().find(|name| fields.get(name).is_some());
+    match photo.filter(|_| is_control) {
+        // The image is one of depths only if the client says so.
+        Some(name) => {
+            let is_prepared = fields.get("preprocess_depth").is_some_and(|flag| flag == false);
+            let prepared = if is_prepared { name } else { "preprocessed_image_url" };
+            set_control(server, draft, fields, [name, prepared])?;
+        }
+        None => {
+            refuse_fields(fields, &["control_lora_image_url"], "it needs an app of its own")?;
+            draft.control = optional_image(fields, "control_image_url")?;
+            if let Some(image) = optional_image(fields, "image_url")? {
+                server.edit(draft, vec![("image_url".into(), image)])?;
+            }
+        }
+    }
+    let references = images_to_edit(fields, "reference_image_url")?;
+    server.refer(draft, references)
+}
+
 /// The model of an app such as `fal-ai/flux/dev/image-to-image`: its parts without the owner, the
 /// task, and words for what every model does here.
 fn model_of(app: &str) -> Option<String> {
-    let tasks = ["image-to-image", "text-to-image", "edit", "stream"];
+    let tasks =
+        ["image-to-image", "text-to-image", "edit", "stream", "inpainting", "inpaint", "redux"];
     let parts: Vec<&str> = app.split('/').filter(|p| !p.is_empty() && !tasks.contains(p)).collect();
     let name = match parts.as_slice() {
         [] => return None,

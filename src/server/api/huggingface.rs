@@ -10,15 +10,16 @@ use axum::routing::post;
 use axum::{Extension, Router};
 use serde_json::{Map, Value, json};
 
-use super::shared::{image, sentence};
-use crate::pipeline::images::Format;
+use super::shared::{image, optional_image, sentence};
+use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::Request;
 use crate::server::access::Owner;
 use crate::server::body::Whole;
 use crate::server::draft::{Draft, parse_image};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::state::Server;
+use crate::server::masks::DraftMask;
+use crate::server::state::{Server, blocking};
 use crate::server::wait::succeeded;
 
 /// The paths of this API. Clients put the model's name into the address, with or without `models/`.
@@ -86,9 +87,14 @@ fn draft(server: &Server, body: &Whole, model: Option<String>) -> Result<Draft, 
     let Some(inputs) = fields.long_text("inputs")? else {
         return Err(Fault::invalid("inputs", "inputs: it is missing"));
     };
+    // Images next to the prompt are those of older clients.
+    let image = |name: &str| match optional_image(&parameters, name)? {
+        Some(image) => Ok(Some(image)),
+        None => optional_image(&fields, name),
+    };
     let (prompt, input) = match parameters.text("prompt")? {
         Some(prompt) => (prompt, Some(parse_image("inputs", inputs)?)),
-        None => (fields.text("inputs")?.unwrap_or_default(), None),
+        None => (fields.text("inputs")?.unwrap_or_default(), image("image")?),
     };
     let mut request = Request::new(prompt).loras(parameters.loras("loras")?);
     request.steps = parameters.whole("num_inference_steps")?;
@@ -108,6 +114,11 @@ fn draft(server: &Server, body: &Whole, model: Option<String>) -> Result<Draft, 
     request.height = size.whole("height")?;
     let mut draft = Draft::new(request, "huggingface");
     draft.model = model;
+    draft.control = image("control_image")?;
+    if let Some(mask) = image("mask_image")? {
+        let read = || DraftMask::read("mask_image", &mask, MaskMarks::TransparentOrWhite, |_| ());
+        draft.mask = Some(blocking(read)?);
+    }
     if let Some(image) = input {
         server.edit(&mut draft, vec![("inputs".into(), image)])?;
     }

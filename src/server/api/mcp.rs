@@ -20,8 +20,8 @@ use futures_util::stream;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
-use super::shared::{images as image_list, link, sentence, type_of};
-use crate::pipeline::images::{Format, decode, encode};
+use super::shared::{images as image_list, link, mask, sentence, type_of};
+use crate::pipeline::images::{Format, MaskMarks, decode, encode};
 use crate::pipeline::request::Request;
 use crate::server::access::Owner;
 use crate::server::body::Whole;
@@ -169,6 +169,8 @@ fn tools() -> Value {
                     "n": whole("How many images, 1 by default"),
                     "lora": text("A name of list_models to change the style, or NAME:STRENGTH"),
                     "image": text("An image to start from, in base64 or as a data URI"),
+                    "mask": text("An image of the same size: only what is white in it is \
+                                  repainted"),
                     "strength": number("How far to leave that image: 0 keeps it, 1 ignores it"),
                     "references": {
                         "type": "array", "items": {"type": "string"},
@@ -271,6 +273,7 @@ fn draft(fields: &Fields) -> Result<Draft, Fault> {
     draft.model = fields.text("model")?.map(str::to_string);
     draft.input =
         fields.long_text("image")?.map(|image| parse_image("image", image)).transpose()?;
+    draft.mask = mask(fields, "mask", MaskMarks::TransparentOrWhite)?;
     draft.references = image_list(fields, "references")?;
     Ok(draft)
 }

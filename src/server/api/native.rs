@@ -15,8 +15,10 @@ use futures_util::stream;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::shared::{content_type, format, image, images, link, quality_of};
-use crate::pipeline::images::Format;
+use super::shared::{
+    content_type, format, image, images, link, mask, optional_image, quality_of, set_mask_fields,
+};
+use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::Request;
 use crate::server::access::Owner;
 use crate::server::body::Whole;
@@ -34,7 +36,7 @@ pub const MAX_IDEMPOTENCY_KEY: usize = 255;
 pub const MAX_LISTED: usize = 200;
 
 /// The fields of `request`.
-pub const FIELDS: [&str; 21] = [
+pub const FIELDS: [&str; 27] = [
     "prompt",
     "negative",
     "steps",
@@ -51,7 +53,13 @@ pub const FIELDS: [&str; 21] = [
     "count",
     "only",
     "init",
+    "mask",
+    "mask_blur",
+    "mask_padding",
+    "outpaint",
+    "control",
     "references",
+    "styles",
     "model",
     "format",
     "quality",
@@ -142,10 +150,15 @@ pub fn draft(body: &Value) -> Result<Draft, Fault> {
     request.only = fields.whole("only")?;
     request.strength = fields.real("strength")?;
     request.count = fields.whole("count")?;
+    set_mask_fields(&fields, &mut request)?;
     let mut draft = Draft::new(request, "native");
     draft.model = fields.text("model")?.map(str::to_string);
     draft.input = fields.long_text("init")?.map(|text| parse_image("init", text)).transpose()?;
+    draft.control = optional_image(&fields, "control")?;
+    draft.mask = mask(&fields, "mask", MaskMarks::TransparentOrWhite)?;
+    blocking(|| draft.repaint_transparent("init"))?;
     draft.references = images(&fields, "references")?;
+    set_styles(&fields, &mut draft)?;
     if let Some(name) = fields.text("format")? {
         draft.format = format(name)?;
     }
@@ -158,6 +171,24 @@ pub fn draft(body: &Value) -> Result<Draft, Fault> {
         Some(_) => return Err(Fault::invalid("priority", "priority: expected normal or low")),
     };
     Ok(draft)
+}
+
+/// Style images: each in base64 or as a data URI, or as an object with `image` and `strength`.
+fn set_styles(fields: &Fields, draft: &mut Draft) -> Result<(), Fault> {
+    let refused = || Fault::invalid("styles", "styles: expected a list of images");
+    let list = match fields.get("styles") {
+        None => return Ok(()),
+        Some(styles) => styles.as_array().ok_or_else(refused)?,
+    };
+    for style in list {
+        let image = style.as_str().or(style["image"].as_str()).ok_or_else(refused)?;
+        let strength = match style.as_object() {
+            Some(style) => Fields(style).real("strength")?,
+            None => None,
+        };
+        draft.add_style(parse_image("styles", image)?, strength);
+    }
+    Ok(())
 }
 
 /// A job as JSON.
@@ -288,9 +319,12 @@ async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
                 json!({"steps": of("steps"), "guidance": of("guidance"), "width": of("width"),
                        "height": of("height")})
             });
-            let reads = if is_default { worker.reads_references } else { m.reads_references };
+            let inputs = if is_default { worker.inputs } else { m.inputs };
             json!({"name": m.name, "what": m.what, "size_bytes": m.bytes, "default": is_default,
-                   "defaults": settings, "reads_references": reads})
+                   "defaults": settings,
+                   "reads_references": inputs.map(|inputs| inputs.references),
+                   "needs_control": inputs.map(|inputs| inputs.needs_control),
+                   "needs_mask": inputs.map(|inputs| inputs.needs_mask)})
         })
         .collect();
     Json(json!({"models": models}))

@@ -18,9 +18,9 @@ use tokio::sync::mpsc;
 
 use super::files;
 use super::shared::{
-    Form, FormFile, form, format, images_to_edit, link, quality_of, refuse_fields,
+    Form, FormFile, form, format, images_to_edit, link, quality_of, set_mask_fields,
 };
-use crate::pipeline::images::{Format, image_size};
+use crate::pipeline::images::{Format, MaskMarks, image_size};
 use crate::pipeline::request;
 use crate::server::access::Owner;
 use crate::server::body::Whole;
@@ -28,6 +28,7 @@ use crate::server::draft::{Draft, parse_image, parse_size};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::job::{Job, State as JobState};
+use crate::server::masks::DraftMask;
 use crate::server::state::{Server, blocking};
 use crate::server::wait::{Waiting, answer, succeeded};
 
@@ -186,25 +187,23 @@ async fn edits(
     headers: HeaderMap,
     body: Whole,
 ) -> Result<Response, Fault> {
-    let (fields, images) = match body.content_type.starts_with("multipart/") {
+    let (fields, images, mask) = match body.content_type.starts_with("multipart/") {
         true => {
-            let Form { mut fields, files } = form(&body).await?;
+            let Form { fields, files } = form(&body).await?;
             let is_image = |file: &&FormFile| ["image", "image[]"].contains(&&*file.field);
             let images = files.iter().filter(is_image);
             let images = images.map(|file| ("image".into(), file.bytes.clone())).collect();
-            if files.iter().any(|file| file.field == "mask") {
-                // Only that there is one matters.
-                fields.insert("mask".into(), json!("given"));
-            }
-            (fields, images)
+            let mask = files.iter().find(|file| file.field == "mask");
+            (fields, images, mask.map(|file| file.bytes.clone()))
         }
         false => {
             let body = body.json()?;
             let images = images_of(&server, &owner.0, &body)?;
-            (Fields::of(&body)?.0.clone(), images)
+            let mask = mask_of(&server, &owner.0, &body)?;
+            (Fields::of(&body)?.0.clone(), images, mask)
         }
     };
-    let wish = edit(&server, &Fields(&fields), images)?;
+    let wish = edit(&server, &Fields(&fields), images, mask)?;
     respond(server, owner, headers, wish, "image_edit").await
 }
 
@@ -216,29 +215,50 @@ fn images_of(server: &Server, owner: &str, body: &Value) -> Result<Vec<(String, 
         (_, Value::Null) => &[],
         _ => one,
     };
-    let read = |image: &Value| {
-        if let Some(id) = image["file_id"].as_str() {
-            let file = blocking(|| files::read(server, owner, id));
-            return file.map_err(|fault| fault.parameter("image"));
-        }
-        let text = image["image_url"].as_str().or(image["image_url"]["url"].as_str());
-        let refused = || Fault::invalid("image", "image: expected an image, or a file_id");
-        parse_image("image", text.or(image.as_str()).ok_or_else(refused)?)
-    };
-    images.iter().map(|image| Ok(("image".to_string(), read(image)?))).collect()
+    let read = |image| Ok(("image".to_string(), image_of(server, owner, "image", image)?));
+    images.iter().map(read).collect()
 }
 
-fn edit(server: &Server, fields: &Fields, images: Vec<(String, Bytes)>) -> Result<Wish, Fault> {
-    refuse_fields(fields, &["mask"], "this server cannot restrict an edit to a mask")?;
+/// The mask of a JSON body.
+fn mask_of(server: &Server, owner: &str, body: &Value) -> Result<Option<Bytes>, Fault> {
+    let mask = Some(&body["mask"]).filter(|mask| !mask.is_null());
+    mask.map(|mask| image_of(server, owner, "mask", mask)).transpose()
+}
+
+/// An image inside a JSON body, or a file that was uploaded.
+fn image_of(server: &Server, owner: &str, name: &str, image: &Value) -> Result<Bytes, Fault> {
+    if let Some(id) = image["file_id"].as_str() {
+        let file = blocking(|| files::read(server, owner, id));
+        return file.map_err(|fault| fault.parameter(name));
+    }
+    let text = image["image_url"].as_str().or(image["image_url"]["url"].as_str());
+    let refused = || Fault::invalid(name, format!("{name}: expected an image, or a file_id"));
+    parse_image(name, text.or(image.as_str()).ok_or_else(refused)?)
+}
+
+/// Transparent pixels of the mask, or without one of the image, are repainted.
+fn edit(
+    server: &Server,
+    fields: &Fields,
+    images: Vec<(String, Bytes)>,
+    mask: Option<Bytes>,
+) -> Result<Wish, Fault> {
     let Some((_, first)) = images.first().cloned() else {
         return Err(Fault::invalid("image", "image: it is missing"));
     };
     let mut wish = wish(fields)?;
     wish.draft.request.strength = fields.real("strength")?;
+    set_mask_fields(fields, &mut wish.draft.request)?;
+    if let Some(mask) = mask {
+        let read = || DraftMask::read("mask", &mask, MaskMarks::Transparent, |_| ());
+        wish.draft.mask = Some(blocking(read)?);
+    }
     server.edit(&mut wish.draft, images)?;
+    blocking(|| wish.draft.repaint_transparent("image"))?;
+    let is_whole = wish.draft.input.is_some() && !wish.draft.is_masked();
     let request = &mut wish.draft.request;
-    // References set the size by themselves.
-    if wish.draft.input.is_some() && request.width.is_none() && request.height.is_none() {
+    // References and masked images set the size by themselves.
+    if is_whole && request.width.is_none() && request.height.is_none() {
         let size = image_size(&first, u64::MAX).map_err(|e| Fault::from(e).parameter("image"))?;
         let ratio = format!("{}:{}", size.0, size.1);
         let (width, height) = server.shape("image", &ratio, 1.0)?;
@@ -254,7 +274,10 @@ fn edit(server: &Server, fields: &Fields, images: Vec<(String, Bytes)>) -> Resul
 pub fn batched(server: &Server, owner: &str, endpoint: &str, body: &Value) -> Result<Draft, Fault> {
     let fields = Fields::of(body)?;
     let wish = match endpoint.ends_with("/edits") {
-        true => edit(server, &fields, images_of(server, owner, body)?)?,
+        true => {
+            let mask = mask_of(server, owner, body)?;
+            edit(server, &fields, images_of(server, owner, body)?, mask)?
+        }
         false => generation(server, &fields)?,
     };
     Ok(wish.draft)

@@ -8,12 +8,12 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
-use super::inquire::SIZES;
+use super::inquire::{CONTROL_SIZE, INIT_SIZE, MASK_BOX, SIZES};
 use super::native::{FIELDS, MAX_IDEMPOTENCY_KEY, MAX_LISTED};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{
-    MAX_COUNT, MAX_PROMPT_BYTES, MAX_REFERENCES, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS,
-    MIN_SHIFT, MIN_SIDE,
+    MAX_COUNT, MAX_MASK_BLUR, MAX_PROMPT_BYTES, MAX_REFERENCES, MAX_SCALE, MAX_SHIFT, MAX_SIDE,
+    MAX_STEPS, MAX_STYLE_STRENGTH, MAX_STYLES, MIN_SHIFT, MIN_SIDE,
 };
 use crate::server::job::State as JobState;
 use crate::server::state::Server;
@@ -221,17 +221,6 @@ fn field(name: &str) -> Value {
             json!({"type": "integer", "minimum": 0}),
             "The one image of these that is drawn, from 0",
         ),
-        "init" => (
-            json!({"type": "string", "contentEncoding": "base64"}),
-            "An image to start from, in base64 or as a data URI",
-        ),
-        "references" => (
-            json!({
-                "type": "array", "maxItems": MAX_REFERENCES,
-                "items": {"type": "string", "contentEncoding": "base64"},
-            }),
-            "Images that the model looks at, in base64 or as data URIs, for models that read them",
-        ),
         "model" => (json!({"type": "string"}), "A name of /api/v2/models"),
         "format" => (
             json!({"type": "string", "enum": Format::ALL.map(Format::name)}),
@@ -243,6 +232,62 @@ fn field(name: &str) -> Value {
         "priority" => (
             json!({"type": "string", "enum": ["normal", "low"]}),
             "Jobs of low priority wait for all others",
+        ),
+        name => return image_field(name),
+    };
+    schema["description"] = json!(meaning);
+    schema
+}
+
+/// The same for fields with images, and for those that say what is done with them.
+fn image_field(name: &str) -> Value {
+    let image = || json!({"type": "string", "contentEncoding": "base64"});
+    let (mut schema, meaning) = match name {
+        "init" => (
+            image(),
+            "An image to start from, in base64 or as a data URI. Without a mask, its transparent \
+             pixels are repainted and the others kept",
+        ),
+        "mask" => (
+            image(),
+            "An image of the size of init: what is white in it, or transparent if anything is, is \
+             repainted, and the rest is kept",
+        ),
+        "mask_blur" => (
+            json!({"type": "number", "minimum": 0, "maximum": MAX_MASK_BLUR}),
+            "Blurs the edges of the mask, in pixels",
+        ),
+        "mask_padding" => (
+            json!({"type": "integer", "minimum": 0, "maximum": MAX_SIDE}),
+            "Draws only the surroundings of the mask, with as many pixels around it",
+        ),
+        "outpaint" => (
+            json!({"type": "string", "pattern": "^ *[0-9]+( *, *[0-9]+){3} *$"}),
+            "LEFT,TOP,RIGHT,BOTTOM: pixels that are added to init and painted",
+        ),
+        "control" => (
+            image(),
+            "The image whose edges or depths the result has, in base64 or as a data URI, for \
+             FLUX.1 Canny and Depth",
+        ),
+        "references" => (
+            json!({
+                "type": "array", "maxItems": MAX_REFERENCES,
+                "items": {"type": "string", "contentEncoding": "base64"},
+            }),
+            "Images that the model looks at, in base64 or as data URIs, for models that read them",
+        ),
+        "styles" => (
+            json!({
+                "type": "array", "maxItems": MAX_STYLES,
+                "items": {"oneOf": [image(), {
+                    "type": "object", "required": ["image"], "properties": {
+                        "image": image(),
+                        "strength": {"type": "number", "minimum": 0, "maximum": MAX_STYLE_STRENGTH},
+                    },
+                }]},
+            }),
+            "Images whose content and style the result has, by FLUX.1 Redux",
         ),
         _ => return Value::Null,
     };
@@ -256,8 +301,20 @@ fn schemas() -> Value {
     let mut of_plan = fields.clone();
     let size = json!({"type": "string", "pattern": "^[0-9]{1,5}x[0-9]{1,5}$"});
     let meaning = "WIDTHxHEIGHT of reference images, in place of the images";
-    let sizes = json!({"type": "array", "items": size, "description": meaning});
+    let sizes = json!({"type": "array", "items": size.clone(), "description": meaning});
     of_plan.insert(SIZES.into(), sizes);
+    for (name, image) in [(INIT_SIZE, "init"), (CONTROL_SIZE, "control")] {
+        let mut schema = size.clone();
+        schema["description"] = json!(format!("WIDTHxHEIGHT of {image}, in place of the image"));
+        of_plan.insert(name.into(), schema);
+    }
+    let part = json!({
+        "type": "array", "minItems": 4, "maxItems": 4,
+        "items": {"type": "integer", "minimum": 0},
+        "description": "First column, first row, columns and rows of what the mask repaints, in \
+                        place of the mask",
+    });
+    of_plan.insert(MASK_BOX.into(), part);
     let time = json!({"type": ["number", "null"], "description": "Seconds since 1970"});
     let nullable = |kind: &str| json!({"type": [kind, "null"]});
     json!({

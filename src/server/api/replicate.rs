@@ -15,13 +15,14 @@ use futures_util::stream;
 use serde_json::{Value, json};
 
 use super::shared::{
-    base, data_uri, format, images_to_edit, link, quality_of, refuse_fields, sentence,
+    base, data_uri, format, images_to_edit, link, mask, optional_image, quality_of, sentence,
+    set_control, set_style,
 };
-use crate::pipeline::images::Format;
-use crate::pipeline::request::{LoraChoice, Request};
+use crate::pipeline::images::{Format, MaskMarks};
+use crate::pipeline::request::{LoraChoice, Margins, Request};
 use crate::server::access::Owner;
 use crate::server::body::Whole;
-use crate::server::draft::{Draft, parse_image, without_images};
+use crate::server::draft::{Draft, size_of, without_images};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::job::{Job, State as JobState, iso_time};
@@ -139,14 +140,13 @@ fn wait_of(headers: &HeaderMap) -> Option<Duration> {
 
 /// The draft of an input. `go_fast`, `disable_safety_checker` and the like change nothing here.
 fn draft(server: &Server, input: &Fields, model: Option<&str>) -> Result<Draft, Fault> {
-    let Some(prompt) = input.text("prompt")? else {
-        return Err(Fault::invalid("prompt", "prompt: it is missing"));
+    // An image of which variations are drawn says enough.
+    let is_optional = input.get("redux_image").is_some();
+    let prompt = match input.text("prompt")? {
+        Some(prompt) => prompt,
+        None if is_optional => "",
+        None => return Err(Fault::invalid("prompt", "prompt: it is missing")),
     };
-    refuse_fields(
-        input,
-        &["mask", "control_image", "redux_image", "image_prompt"],
-        "this server draws from a prompt and one image to start from",
-    )?;
     let mut request = Request::new(prompt).loras(loras(input)?);
     request.count = input.whole("num_outputs")?;
     request.steps = input.whole("num_inference_steps")?.or(input.whole("steps")?);
@@ -159,26 +159,42 @@ fn draft(server: &Server, input: &Fields, model: Option<&str>) -> Result<Draft, 
     request.height = input.whole("height")?;
     let part = match input.get("megapixels") {
         None => 1.0,
+        Some(value) if value == "match_input" => 1.0,
         Some(_) => match input.real("megapixels")? {
             Some(part) if part == 1.0 || part == 0.25 => f64::from(part),
             _ => return Err(Fault::invalid("megapixels", "megapixels: expected 1 or 0.25")),
         },
     };
+    if let Some(margins) = input.text("outpaint")?.filter(|text| *text != "None") {
+        request.outpaint = Some(margins.parse::<Margins>()?);
+    }
+    let mut draft = Draft::new(request, DIALECT);
+    draft.model = model.map(str::to_string);
+    draft.mask = mask(input, "mask", MaskMarks::TransparentOrWhite)?;
+    draft.input = optional_image(input, "image")?;
+    if draft.input.is_some() {
+        // It has a default there, which is sent without an image, too.
+        let strength = input.real("prompt_strength")?;
+        draft.request.strength = strength.or(input.real("strength")?);
+    }
     let own = ["custom", "match_input_image"];
     let ratio = input.text("aspect_ratio")?.filter(|ratio| !own.contains(ratio));
-    let is_free = request.width.is_none() && request.height.is_none();
+    let is_free = draft.request.width.is_none() && draft.request.height.is_none();
     if is_free && (ratio.is_some() || part != 1.0) {
-        let (width, height) = server.shape("aspect_ratio", ratio.unwrap_or("1:1"), part)?;
-        (request.width, request.height) = (Some(width), Some(height));
+        let ratio = match (ratio, &draft.input) {
+            (Some(ratio), _) => ratio.to_string(),
+            (None, Some(image)) if draft.is_masked() => {
+                let (width, height) = size_of(image, "image")?;
+                format!("{width}:{height}")
+            }
+            (None, _) => "1:1".into(),
+        };
+        let (width, height) = server.shape("aspect_ratio", &ratio, part)?;
+        (draft.request.width, draft.request.height) = (Some(width), Some(height));
     }
-    request.strength = input.real("prompt_strength")?;
-    let mut draft = Draft::new(request, DIALECT);
-    draft.input = input.long_text("image")?.map(|image| parse_image("image", image)).transpose()?;
-    if draft.input.is_none() {
-        // It has a default there.
-        draft.request.strength = None;
-    }
-    draft.model = model.map(str::to_string);
+    set_style(&mut draft, input, "redux_image")?;
+    set_style(&mut draft, input, "image_prompt")?;
+    set_control(server, &mut draft, input, ["control_image", "preprocessed_image"])?;
     let mut images = images_to_edit(input, "input_images")?;
     images.extend(images_to_edit(input, "input_image")?);
     if !images.is_empty() {

@@ -11,8 +11,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::shared::{format, images_to_edit, quality_of, refuse_fields, sentence};
-use crate::pipeline::images::Format;
+use super::shared::{
+    format, images_to_edit, mask, optional_image, quality_of, refuse_fields, sentence,
+};
+use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::{self, Request};
 use crate::server::access::Owner;
 use crate::server::body::Whole;
@@ -72,11 +74,7 @@ fn take_extra(body: &mut Value) -> Result<(), Fault> {
 /// The draft of a body. `txt_cfg` is not true CFG, since clients send one to every model;
 /// `true_cfg_scale` is.
 fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
-    refuse_fields(
-        fields,
-        &["mask_image", "control_image", "hires"],
-        "this server draws from a prompt and one image to start from",
-    )?;
+    refuse_fields(fields, &["hires"], "this server draws from a prompt and images in one pass")?;
     let none = Map::new();
     let part = |fields: &Fields, name: &str| match fields.get(name) {
         Some(Value::Object(map)) => Ok(map.clone()),
@@ -105,6 +103,11 @@ fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
         // It is sent with and without an image.
         draft.request.strength = fields.real("strength")?;
     }
+    draft.mask = mask(fields, "mask_image", MaskMarks::TransparentOrWhite)?;
+    if let (Some(width), Some(height)) = (draft.request.width, draft.request.height) {
+        blocking(|| draft.fit_masked("init_image", (width, height), |_| ()))?;
+    }
+    draft.control = optional_image(fields, "control_image")?;
     let images = images_to_edit(fields, "ref_images")?;
     server.refer(&mut draft, images)?;
     if let Some(name) = fields.text("output_format")?.filter(|name| !name.is_empty()) {
@@ -192,9 +195,10 @@ async fn capabilities(State(server): State<Arc<Server>>) -> Json<Value> {
         "lora": [],
     });
     let formats = Format::ALL.map(Format::name);
+    let inputs = server.worker().inputs.unwrap_or_default();
     let features = json!({
-        "init_image": true, "mask_image": false, "control_image": false,
-        "ref_images": server.worker().reads_references == Some(true),
+        "init_image": true, "mask_image": true, "control_image": inputs.needs_control,
+        "ref_images": inputs.references,
         "lora": true, "vae_tiling": false, "hires": false, "cache": false,
         "cancel_queued": true, "cancel_generating": true,
     });

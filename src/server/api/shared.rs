@@ -8,13 +8,16 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::pipeline::images::Format;
+use crate::pipeline::images::{Format, MaskMarks};
+use crate::pipeline::request::{self, Margins};
 use crate::server::body::Whole;
-use crate::server::draft::parse_image;
+use crate::server::draft::{Draft, parse_image, size_of};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
 use crate::server::job::Output;
-use crate::server::state::Server;
+use crate::server::masks::DraftMask;
+use crate::server::model_names::tool_of;
+use crate::server::state::{Server, blocking};
 
 /// The file of an image as an answer.
 pub fn image(bytes: Vec<u8>, name: &str) -> Response {
@@ -168,6 +171,72 @@ pub fn images(fields: &Fields, name: &str) -> Result<Vec<Bytes>, Fault> {
     };
     let texts = list.iter().filter(|image| image.as_str() != Some(""));
     texts.map(|image| parse_image(name, image.as_str().ok_or_else(refused)?)).collect()
+}
+
+/// The image of a field, if it has one; an empty text is none.
+pub fn optional_image(fields: &Fields, name: &str) -> Result<Option<Bytes>, Fault> {
+    let text = fields.long_text(name)?.filter(|text| !text.is_empty());
+    text.map(|text| parse_image(name, text)).transpose()
+}
+
+/// The mask of a field, if it has one, by the pixels that `marks` says.
+pub fn mask(fields: &Fields, name: &str, marks: MaskMarks) -> Result<Option<DraftMask>, Fault> {
+    let Some(bytes) = optional_image(fields, name)? else { return Ok(None) };
+    blocking(|| DraftMask::read(name, &bytes, marks, |_| ())).map(Some)
+}
+
+/// The control image of a draft: a prepared one, which is used as it is, or a photo from which the
+/// service of the client makes one. Edges are found here too; depths are not.
+///
+/// # Errors
+/// 422, also for thresholds of edges other than the ones that are used.
+pub fn set_control(
+    server: &Server,
+    draft: &mut Draft,
+    fields: &Fields,
+    [photo, prepared]: [&str; 2],
+) -> Result<(), Fault> {
+    for (name, used) in [("canny_low_threshold", 50.0), ("canny_high_threshold", 200.0)] {
+        if fields.real(name)?.is_some_and(|given| given != used) {
+            let message = format!("{name}: edges are found with a threshold of {used}");
+            return Err(Fault::new(422, "unsupported", message)
+                .parameter(name)
+                .hint("leave it out, or send the edges themselves"));
+        }
+    }
+    draft.control = optional_image(fields, prepared)?;
+    if draft.control.is_some() {
+        return Ok(());
+    }
+    draft.control = optional_image(fields, photo)?;
+    let model = blocking(|| server.models.find(draft.model.as_deref()))?;
+    let is_depth = tool_of(&model.name) == Some("depth");
+    if draft.control.is_some() && is_depth && photo != prepared {
+        let message = format!("{photo}: this server does not find out how far away things are");
+        return Err(Fault::new(422, "unsupported", message)
+            .parameter(photo)
+            .hint(format!("send an image of depths, in which near is bright, as {prepared}")));
+    }
+    Ok(())
+}
+
+/// Adds the image of a field as one whose content and style the result has.
+pub fn set_style(draft: &mut Draft, fields: &Fields, name: &str) -> Result<(), Fault> {
+    if let Some(image) = optional_image(fields, name)? {
+        size_of(&image, name)?;
+        draft.add_style(image, fields.real("image_prompt_strength")?);
+    }
+    Ok(())
+}
+
+/// Sets what `fields` say about a mask, in the words of the native API.
+pub fn set_mask_fields(fields: &Fields, request: &mut request::Request) -> Result<(), Fault> {
+    request.mask_blur = fields.real("mask_blur")?;
+    request.mask_padding = fields.whole("mask_padding")?;
+    if let Some(text) = fields.text("outpaint")? {
+        request.outpaint = Some(text.parse::<Margins>()?);
+    }
+    Ok(())
 }
 
 /// The images of a field for [`Server::edit`].

@@ -2,6 +2,7 @@
 
 mod limiter;
 mod schema;
+mod unwritten;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -18,6 +19,7 @@ use crate::server::job::{Job, Outcome, State};
 use crate::server::limits::Verdict;
 use limiter::Limiter;
 use schema::{COLUMNS, WAITING, connect, number_of, prepare, read_job, read_waiting, stored};
+use unwritten::Unwritten;
 
 /// How often a job is given to a worker before it counts as the cause of its failures.
 const MAX_ATTEMPTS: u32 = 2;
@@ -46,6 +48,8 @@ struct Memory {
     queue: JobQueue,
     /// The jobs that run, and their owners.
     running: HashMap<String, String>,
+    /// Ends of jobs that could not be written yet.
+    unwritten: Unwritten,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,16 +87,33 @@ impl LocalBroker {
         let sql = format!("SELECT {COLUMNS} FROM jobs WHERE {condition}");
         let mut statement = reader.prepare(&sql).map_err(stored)?;
         let rows = statement.query_map(values, read_job).map_err(stored)?;
-        rows.collect::<Result<_, _>>().map_err(stored)
+        let mut jobs = rows.collect::<Result<Vec<_>, _>>().map_err(stored)?;
+        drop(statement);
+        lock(&self.memory).unwritten.apply(&mut jobs);
+        Ok(jobs)
+    }
+
+    /// Writes the ends of jobs that could not be written before, as far as that is possible now.
+    fn catch_up(&self, writer: &mut Writer) {
+        let waiting = lock(&self.memory).unwritten.ids();
+        for id in waiting {
+            let Some((outcome, at)) = lock(&self.memory).unwritten.get(&id) else { continue };
+            if writer.end(&id, &outcome, at).is_err() {
+                return;
+            }
+            lock(&self.memory).unwritten.remove(&id);
+        }
     }
 
     /// Lets `waiting` run, which was taken out of the queue.
     fn start(&self, writer: &Writer, waiting: Waiting) -> Result<Job, Fault> {
-        let started = writer.db.execute(
-            "UPDATE jobs SET state = 'running', started = ?2, attempts = attempts + 1
-             WHERE id = ?1",
-            params![waiting.id, self.clock.seconds()],
-        );
+        let started = writer.without_sync(|db| {
+            db.execute(
+                "UPDATE jobs SET state = 'running', started = ?2, attempts = attempts + 1
+                 WHERE id = ?1",
+                params![waiting.id, self.clock.seconds()],
+            )
+        });
         let job = started.map_err(stored).and_then(|_| writer.known(&waiting.id));
         let mut memory = lock(&self.memory);
         match job {
@@ -136,6 +157,42 @@ impl Writer {
             memory.queue.push(waiting.map_err(stored)?);
         }
         Ok(memory)
+    }
+
+    /// Makes a change that need not wait for the disk: it survives the end of the process, and may be
+    /// lost if the machine loses power. The job then runs once more, and gives the same images.
+    fn without_sync<T>(
+        &self,
+        change: impl FnOnce(&Connection) -> rusqlite::Result<T>,
+    ) -> rusqlite::Result<T> {
+        self.db.execute_batch("PRAGMA synchronous = NORMAL;")?;
+        let changed = change(&self.db);
+        self.db.execute_batch("PRAGMA synchronous = FULL;")?;
+        changed
+    }
+
+    /// Writes how a job ended.
+    fn end(&mut self, id: &str, outcome: &Outcome, now: f64) -> Result<(), Fault> {
+        let state = outcome.state().name();
+        let (outputs, settings, fault) = match outcome {
+            Outcome::Succeeded { outputs, settings } => {
+                (serde_json::to_string(outputs), Some(settings.to_string()), None)
+            }
+            Outcome::Failed(fault) => (Ok("[]".into()), None, serde_json::to_string(fault).ok()),
+            Outcome::Canceled => (Ok("[]".into()), None, None),
+        };
+        let changed = self
+            .without_sync(|db| {
+                db.execute(
+                    "UPDATE jobs SET state = ?2, finished = ?3, outputs = ?4, settings = ?5,
+                     fault = ?6 WHERE id = ?1 AND state IN ('running', 'canceling')",
+                    params![id, state, now, outputs.unwrap_or_default(), settings, fault],
+                )
+            })
+            .map_err(stored)?;
+        // It was not the owner's fault.
+        let failed = matches!(outcome, Outcome::Failed(_));
+        if failed && changed > 0 { self.refund(id) } else { Ok(()) }
     }
 
     fn job(&self, id: &str) -> Result<Option<Job>, Fault> {
@@ -239,7 +296,8 @@ impl Broker for LocalBroker {
     }
 
     fn next(&self, held: Option<&str>) -> Result<Option<Job>, Fault> {
-        let writer = lock(&self.writer);
+        let mut writer = lock(&self.writer);
+        self.catch_up(&mut writer);
         let waiting = lock(&self.memory).queue.pop(held, self.clock.nanoseconds());
         waiting.map(|waiting| self.start(&writer, waiting)).transpose()
     }
@@ -290,32 +348,25 @@ impl Broker for LocalBroker {
 
     fn finish(&self, id: &str, outcome: Outcome) -> Result<(), Fault> {
         let mut writer = lock(&self.writer);
-        let state = outcome.state().name();
-        let failed = matches!(outcome, Outcome::Failed(_));
-        let (outputs, settings, fault) = match outcome {
-            Outcome::Succeeded { outputs, settings } => {
-                (serde_json::to_string(&outputs), Some(settings.to_string()), None)
-            }
-            Outcome::Failed(fault) => (Ok("[]".into()), None, serde_json::to_string(&fault).ok()),
-            Outcome::Canceled => (Ok("[]".into()), None, None),
-        };
+        self.catch_up(&mut writer);
         let now = self.clock.seconds();
-        let changed = writer
-            .db
-            .execute(
-                "UPDATE jobs SET state = ?2, finished = ?3, outputs = ?4, settings = ?5, fault = ?6
-                 WHERE id = ?1 AND state IN ('running', 'canceling')",
-                params![id, state, now, outputs.unwrap_or_default(), settings, fault],
-            )
-            .map_err(stored)?;
-        lock(&self.memory).running.remove(id);
-        // It was not the owner's fault.
-        if failed && changed > 0 { writer.refund(id) } else { Ok(()) }
+        let written = writer.end(id, &outcome, now);
+        let mut memory = lock(&self.memory);
+        memory.running.remove(id);
+        if written.is_err() {
+            // Nobody waits for a job that is over, only because the disk is full.
+            memory.unwritten.add(id, outcome, now);
+        }
+        written
     }
 
     fn cancel(&self, id: &str, owner: &str) -> Result<Option<Cancelled>, Fault> {
         let mut writer = lock(&self.writer);
-        let Some(job) = writer.job(id)?.filter(|job| job.owner == owner) else { return Ok(None) };
+        self.catch_up(&mut writer);
+        let Some(mut job) = writer.job(id)?.filter(|job| job.owner == owner) else {
+            return Ok(None);
+        };
+        lock(&self.memory).unwritten.apply(std::slice::from_mut(&mut job));
         let (state, finished) = match job.state {
             State::Queued => (State::Canceled, Some(self.clock.seconds())),
             State::Running => (State::Canceling, None),
@@ -348,7 +399,9 @@ impl Broker for LocalBroker {
 
     fn active(&self, owner: &str) -> Result<Vec<Job>, Fault> {
         let condition = "owner = ?1 AND state IN ('queued', 'running', 'canceling') ORDER BY seq";
-        self.select(condition, params![owner])
+        let mut active = self.select(condition, params![owner])?;
+        active.retain(|job| !job.state.is_final());
+        Ok(active)
     }
 
     fn owed_calls(&self) -> Result<Vec<Job>, Fault> {

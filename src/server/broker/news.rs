@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+use crate::pipeline::ModelInputs;
 use crate::server::fault::Fault;
 use crate::server::job::{Job, State};
 use crate::server::models::Listed;
@@ -61,8 +62,9 @@ pub struct WorkerFacts {
     pub default: String,
     /// The settings of a request that sets nothing.
     pub defaults: Value,
-    /// Whether its default model reads reference images.
-    pub reads_references: Option<bool>,
+    /// What its default model reads besides the prompt.
+    #[serde(default)]
+    pub inputs: Option<ModelInputs>,
     /// What it can open, the default model first.
     pub models: Vec<Listed>,
     /// The LoRAs that it has.
@@ -115,8 +117,9 @@ pub struct Catalog {
     pub default: String,
     /// The settings of a request to it that sets nothing.
     pub defaults: Value,
-    /// Whether it reads reference images.
-    pub reads_references: Option<bool>,
+    /// What it reads besides the prompt.
+    #[serde(default)]
+    pub inputs: Option<ModelInputs>,
     /// The models of all workers, the default model first.
     pub models: Vec<Listed>,
     /// The LoRAs of all workers.
@@ -149,7 +152,7 @@ impl Catalog {
         Some(Catalog {
             default: first.default.clone(),
             defaults: first.defaults.clone(),
-            reads_references: first.reads_references,
+            inputs: first.inputs,
             models,
             loras: merged(|worker| &worker.loras),
         })

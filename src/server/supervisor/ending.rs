@@ -22,7 +22,7 @@ impl Worker {
         self.since = Instant::now();
         match (&outcome, &job.spec) {
             (Outcome::Succeeded { .. }, Some(spec)) => {
-                let work = self.server.work(&spec.request);
+                let work = self.server.work(&spec.request, spec.drawn);
                 self.server.rates.measured(&spec.model, work, seconds);
             }
             // Nothing was drawn yet.

@@ -42,6 +42,8 @@ pub struct Change {
     pub factor: f64,
     /// The lengths that the changed rows or columns get (DoRA).
     pub magnitude: Option<Magnitude>,
+    /// Whether the delta is put in place whatever the strength, unless that is 0.
+    pub is_fixed: bool,
 }
 
 /// Lengths of rows or columns.

@@ -13,7 +13,7 @@ use super::keys::Part;
 use super::refuse::foreign;
 use super::values::{first_not_finite, part_of, vector_length};
 use crate::error::{Error, Result};
-use crate::spec::lora::{Block, Rows};
+use crate::spec::lora::{Block, Rows, added_inputs};
 use crate::spec::{Component, Family};
 use crate::tensor::HostPart;
 use crate::weights::container::file::WeightFile;
@@ -62,7 +62,10 @@ pub fn bind(
     let mut changes: Vec<(usize, Change)> = vec![];
     for (i, (placed, delta)) in kept.iter().zip(deltas).enumerate() {
         match (delta, placed.group.parts.get(&Part::Magnitude)) {
-            (Some(delta), _) => changes.push((i, change(file, family, placed, delta)?)),
+            (Some(delta), _) => {
+                let change = change(file, family, placed, delta)?;
+                changes.extend(divided(change, placed.shape).into_iter().map(|c| (i, c)));
+            }
             (None, Some(lengths)) => {
                 return Err(Error::model("DoRA's lengths have no change to which they belong")
                     .at(&tensors[*lengths].name)
@@ -124,7 +127,8 @@ fn sizes(family: &Family, kept: &[Placed], deltas: &[Option<Delta>]) -> Result<(
         let expected = if layer.vector { (1, own) } else { (own, placed.shape.1) };
         let (rows, cols) = delta.shape();
         let found = if layer.vector { (1, rows.saturating_mul(cols)) } else { (rows, cols) };
-        if found != expected {
+        let is_control = widens(&placed.group, delta, placed.shape);
+        if found != expected && !is_control {
             wrong += 1;
             first.get_or_insert((&placed.group, found, expected));
         }
@@ -133,8 +137,8 @@ fn sizes(family: &Family, kept: &[Placed], deltas: &[Option<Delta>]) -> Result<(
     let layer = &group.layer;
     if layer.component.lora.input == Some(&layer.weight) && found.1 > expected.1 {
         return Err(Error::model(
-            "this LoRA widens img_in, as BFL's control LoRAs (Canny, Depth) do; that is not \
-             supported",
+            "this LoRA widens img_in, and not to twice its width as BFL's control LoRAs (Canny, \
+             Depth) do",
         )
         .at(&group.base)
         .found(format!("{} inputs", found.1))
@@ -159,6 +163,33 @@ fn sizes(family: &Family, kept: &[Placed], deltas: &[Option<Delta>]) -> Result<(
         .found(format!("a change of {}{counted}", of(found)))
         .expected(format!("{} for {}", of(expected), layer.weight))
         .try_(hint))
+}
+
+/// Whether the change of a layer is that of a control LoRA: its A has as many columns for the
+/// control image as for the noise.
+fn widens(group: &Group, delta: &Delta, (rows, cols): (usize, usize)) -> bool {
+    let layer = &group.layer;
+    layer.component.lora.input == Some(&layer.weight)
+        && matches!(delta, Delta::Product { .. })
+        && delta.shape() == (rows, 2 * cols)
+        && !group.parts.contains_key(&Part::Magnitude)
+}
+
+/// The change of a weight of `shape`; that of a control LoRA as the change of the weight, and one of
+/// the columns that it adds.
+fn divided(change: Change, shape: (usize, usize)) -> Vec<Change> {
+    let cols = shape.1;
+    let Delta::Product { a, b } = &change.delta else { return vec![change] };
+    if a.cols == cols {
+        return vec![change];
+    }
+    let all = values(a);
+    let part = |first: usize, weight: String| {
+        let columns = all.chunks_exact(a.cols).flat_map(|row| &row[first..first + cols]);
+        let a = owned(&columns.copied().collect::<Vec<_>>(), a.rows, cols);
+        Change { weight, delta: Delta::Product { a, b: b.clone() }, ..change.clone() }
+    };
+    vec![part(0, change.weight.clone()), part(cols, added_inputs(&change.weight))]
 }
 
 /// alpha / rank of a group; 1 without alpha, and for changes without a rank.
@@ -222,6 +253,7 @@ fn change(file: &WeightFile, family: &Family, placed: &Placed, delta: Delta) -> 
         alpha,
         factor,
         magnitude,
+        is_fixed: group.parts.contains_key(&Part::Gain),
     })
 }
 
@@ -312,6 +344,7 @@ fn bias(file: &WeightFile, placed: &Placed, base: Base) -> Result<Vec<Change>> {
             alpha: None,
             factor,
             magnitude: None,
+            is_fixed: false,
         });
     }
     Ok(changes)

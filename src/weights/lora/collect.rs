@@ -18,8 +18,10 @@ const APART: [&str; 2] = ["bundle_emb.", "emb_params"];
 pub fn collect(file: &WeightFile, names: &LoraKeys) -> Result<Grouped> {
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     let (mut unmatched, mut others) = (vec![], vec![]);
+    let may_have_gains = file.header.tensors.iter().any(|entry| names.is_input(&entry.name));
+    let gain = |name: &str| may_have_gains.then(|| names.gain(name)).flatten();
     for (i, entry) in file.header.tensors.iter().enumerate() {
-        let Some(key) = names.parse(&entry.name) else {
+        let Some(key) = names.parse(&entry.name).or_else(|| gain(&entry.name)) else {
             others.push(i);
             continue;
         };
@@ -119,7 +121,7 @@ fn no_effect(file: &WeightFile, parts: &[(Option<Part>, usize)]) -> Result<bool>
         let fine = match part {
             Some(Part::Alpha) => true,
             // A tensor that is not known may mean anything, also if it is zero.
-            Some(Part::Magnitude | Part::Set) | None => false,
+            Some(Part::Magnitude | Part::Set | Part::Gain) | None => false,
             Some(Part::Diff | Part::DiffBias | Part::DownBias | Part::UpBias) => {
                 all_zero(file, *i)?
             }

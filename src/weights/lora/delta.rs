@@ -163,7 +163,7 @@ impl Delta {
             let shape = vector().map_or_else(|| matrix_shape(entry), Ok);
             Some(shape.and_then(|shape| part_of(file, i, shape)))
         };
-        if let Some(set) = whole(Part::Set) {
+        if let Some(set) = whole(Part::Set).or_else(|| whole(Part::Gain)) {
             return Ok(Some(Delta::Replacement(set?)));
         }
         whole(Part::Diff).map(|diff| Ok(Delta::Difference(diff?))).transpose()

@@ -50,6 +50,8 @@ pub enum Part {
     DiffBias,
     /// Put in place of the weight.
     Set,
+    /// The gain of a norm in a control LoRA: put in place of the model's, whatever the strength.
+    Gain,
 }
 
 impl Part {
@@ -65,7 +67,7 @@ impl Part {
             | Part::KronW2A
             | Part::KronW2B => Some("LoKr"),
             Part::Diff => Some("difference"),
-            Part::Set => Some("replacement"),
+            Part::Set | Part::Gain => Some("replacement"),
             Part::DownBias | Part::UpBias | Part::Alpha | Part::Magnitude | Part::DiffBias => None,
         }
     }
@@ -237,6 +239,21 @@ impl LoraKeys {
         splits(key).find_map(|(base, part)| {
             let layer = self.layer(base)?;
             Some(Key { part, base: base.to_string(), layer })
+        })
+    }
+
+    /// The whole gain of a norm under the model's own name, as control LoRAs store it.
+    pub fn gain(&self, name: &str) -> Option<Key> {
+        let layer = self.layer(name).or_else(|| self.layer(name.strip_suffix(".weight")?));
+        let layer = layer.filter(|layer| layer.vector)?;
+        Some(Key { part: Part::Gain, base: name.to_string(), layer })
+    }
+
+    /// Whether `key` is A of the layer that control LoRAs widen.
+    pub fn is_input(&self, key: &str) -> bool {
+        self.parse(key).is_some_and(|key| {
+            let Layer { component, weight, .. } = &key.layer;
+            key.part == Part::Down && component.lora.input == Some(weight)
         })
     }
 

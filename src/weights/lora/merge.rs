@@ -287,8 +287,13 @@ pub fn merge_vector(
                 let changed = changed.get_or_insert_with(before);
                 // What several LoRAs put in place is interpolated from the base.
                 let old = if replaces { base_value(base, to) } else { 0.0 };
-                let value = f64::from(changed[to]) + factor * (f64::from(new[from]) - old);
-                changed[to] = value as f32;
+                changed[to] = match change.is_fixed {
+                    true => new[from],
+                    false => {
+                        let new = f64::from(new[from]) - old;
+                        (f64::from(changed[to]) + factor * new) as f32
+                    }
+                };
             }
             if changed.iter().flatten().any(|v| !v.is_finite()) {
                 return Err(Error::model(

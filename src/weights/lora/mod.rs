@@ -24,7 +24,7 @@ mod values;
 pub use adapter::{Adapter, Axis, BaseRows, Change, Magnitude};
 pub use bind::Base;
 pub use combine::{Combined, combine};
-pub use delta::{Delta, Factor};
+pub use delta::{Delta, Factor, owned};
 pub use group::Unmatched;
 pub use merge::{Merged, Target, Term, TermMatrix, merge, merge_vector, times};
 pub use summary::{Summary, Targets};

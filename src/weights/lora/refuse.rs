@@ -16,8 +16,7 @@ use crate::weights::dialect::recognise::recognise;
 
 /// The number of keys that an error names.
 const NAMED: usize = 3;
-const CONTROL: &str = "a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in for a control \
-     image, moves biases and replaces norms)";
+const CONTROL: &str = "a control LoRA in the form into which ComfyUI converts BFL's";
 /// The kind of an adapter for convolutions.
 const TUCKER: &str = "LoKr or LoHa with a third factor, which is for convolutions";
 
@@ -122,9 +121,7 @@ pub fn check(file: &WeightFile, keys: &LoraKeys, found: &mut Grouped) -> Result<
         };
     }
     if let Some(whole) = names.iter().find(|n| is_whole_weight(keys, n)) {
-        let input = |g: &Group| g.layer.component.lora.input.is_some_and(|i| i == g.layer.weight);
-        let img_in = found.groups.iter().any(input);
-        let what = if img_in { CONTROL } else { "LoRA that also replaces whole weights" };
+        let what = "LoRA that also replaces whole weights";
         let count = names.iter().filter(|n| is_whole_weight(keys, n)).count();
         return Err(unsupported(what, whole, count, names.len()));
     }

@@ -336,8 +336,13 @@ pub fn sdcpp_jobs_are_drawn_listed_and_cancelled() {
         assert_eq!((answer.status, &answer.json()["status"]), (200, &json!(status)));
     }
     assert_eq!(server.get("/sdcpp/v1/jobs/nothing").status, 404);
-    let refused = server.post("/sdcpp/v1/img_gen", &json!({"prompt": "x", "mask_image": "aGk="}));
-    assert_eq!((refused.status, &refused.json()["error"]), (422, &json!("unsupported")));
+    for (field, value, code) in [
+        ("hires", json!({"enabled": true}), "unsupported"),
+        ("mask_image", json!("aGk="), "bad_argument"),
+    ] {
+        let refused = server.post("/sdcpp/v1/img_gen", &json!({"prompt": "x", field: value}));
+        assert_eq!((refused.status, &refused.json()["error"]), (422, &json!(code)), "{field}");
+    }
 }
 
 #[test]

@@ -5,10 +5,13 @@ mod batches;
 #[cfg(unix)]
 mod cluster;
 mod comfy;
+mod conditions;
 mod doors;
 mod faults;
+mod inpaint;
 mod limits;
 mod load;
+mod masks;
 mod mcp;
 mod native;
 #[cfg(unix)]
@@ -17,6 +20,8 @@ mod openai;
 mod operation;
 #[cfg(unix)]
 mod page;
+#[cfg(unix)]
+mod page_images;
 mod references;
 mod remote;
 mod security;

@@ -16,6 +16,7 @@ use flux_fast::error::{Error, Kind};
 use flux_fast::event::Event;
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{Options, Request};
+use flux_fast::spec::flux1::TRANSFORMER;
 
 fn gpu(options: WgpuOptions) -> WgpuBackend {
     WgpuBackend::new(WgpuOptions { staging_bytes: Some(256 << 10), ..options }).unwrap()
@@ -80,7 +81,7 @@ fn flux2_and_its_text_encoder_give_the_same_bits_with_every_budget() {
     }
     let mut backend = gpu(WgpuOptions::default());
     let act = backend.caps().activation;
-    for denoiser in [Denoiser::flux2(act), Denoiser::qwen3(act)] {
+    for denoiser in [Denoiser::flux2(act), Denoiser::qwen3(act), Denoiser::controlled(act)] {
         let mut whole = None;
         for budget in denoiser.budgets(&backend).into_iter().rev() {
             let got = denoiser.run(&mut backend, budget, 2);
@@ -89,6 +90,29 @@ fn flux2_and_its_text_encoder_give_the_same_bits_with_every_budget() {
             assert!(&got == want, "{} under {budget} bytes", denoiser.program.name);
         }
     }
+}
+
+/// Weights that are stored as FP8 become integers while they are loaded, in every budget the same.
+#[test]
+fn products_of_integers_give_the_same_bits_with_every_budget() {
+    if adapter::get().is_none() {
+        return;
+    }
+    let denoiser = Denoiser::new().in_int8(TRANSFORMER);
+    let mut whole = None;
+    for windows in [None, Some(100 << 10)] {
+        let limits = TestLimits { binding_bytes: windows, ..TestLimits::default() };
+        let mut backend = gpu(WgpuOptions { limits, ..WgpuOptions::default() });
+        for budget in denoiser.budgets(&backend).into_iter().rev() {
+            let got = denoiser.run(&mut backend, budget, 2);
+            let want = whole.get_or_insert_with(|| got.clone());
+            assert!(want["latents"].iter().all(|&v| f32::from_bits(v).is_finite()));
+            assert!(&got == want, "under {budget} bytes, windows of {windows:?}");
+        }
+    }
+    // Products in floats give other bits: the comparison is not of two runs without integers.
+    let mut backend = gpu(WgpuOptions::default());
+    assert!(Some(Denoiser::new().run(&mut backend, u64::MAX, 2)) != whole);
 }
 
 /// Weights ten times the budget: all of them are streamed through the ring several times.

@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use flux_fast::error::Result;
-use flux_fast::spec::flux1::FLUX1;
+use flux_fast::spec::flux1::{FLUX1, TRANSFORMER};
+use flux_fast::spec::lora::added_inputs;
 use flux_fast::weights::lora::{Adapter, open};
 
 use super::support::{Shapes, dev, list};
@@ -63,10 +64,6 @@ fn the_other_real_files_are_refused_by_name() {
     let cases = [
         // This published list has shapes of a test model.
         ("flux_lokr_bfl", "this LoRA was made for another model: its layers have other sizes"),
-        (
-            "flux_control_lora",
-            "this is a BFL control LoRA (FLUX.1 Canny or Depth: it widens img_in",
-        ),
         ("xlabs_flux_controlnet", "this is a ControlNet, not a LoRA"),
         ("xlabs_flux_ip_adapter", "this is an IP-Adapter, not a LoRA"),
         ("xlabs_flux_ip_adapter_v2", "this is an IP-Adapter, not a LoRA"),
@@ -83,12 +80,14 @@ fn the_other_real_files_are_refused_by_name() {
         .summary;
     assert_eq!((s.dialect.as_str(), s.unmatched, s.matched), ("OneTrainer", 0, 1518), "{s}");
     assert_eq!(s.targets.len(), 3);
-    // A control LoRA without its norms and biases still widens img_in.
-    let e = read_listed("flux_control_lora", &base, |n| n.ends_with(".weight"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        e.contains("widens img_in") && e.contains("found 128 inputs, expected 64 inputs"),
-        "{e}"
-    );
+    // BFL's control LoRA: 314 layers, of which one is widened, and 152 gains. The biases are zero
+    // here, so that they are left out.
+    let control = read_listed("flux_control_lora", &base, |_| true).unwrap();
+    let s = &control.summary;
+    assert_eq!((s.unmatched, s.matched), (0, 1094 - 314), "{s}");
+    let gains = control.changes().iter().filter(|c| c.is_fixed).count();
+    assert_eq!((gains, control.changes().len()), (152, 314 + 1 + 152));
+    let input = control.of(TRANSFORMER, "img_in.weight");
+    let added = control.of(TRANSFORMER, &added_inputs("img_in.weight"));
+    assert_eq!((input[0].delta.shape(), added[0].delta.shape()), ((3072, 64), (3072, 64)));
 }

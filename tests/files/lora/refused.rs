@@ -16,7 +16,7 @@ fn other_kinds_of_adapter_are_refused_by_name() {
         (format!("{PROJ}.ia3_l"), "this is an IA3"),
         (format!("{PROJ}.vblora_logits_A"), "this is a VB-LoRA"),
         (format!("{PROJ}.lora_mid.weight"), "this is a LoCon with a middle matrix"),
-        ("diffusion_model.img_in.reshape_weight".into(), "this is a BFL control LoRA"),
+        ("diffusion_model.img_in.reshape_weight".into(), "this is a control LoRA in the form"),
         (
             "double_blocks.0.img_attn.norm.query_norm.scale".into(),
             "this is a LoRA that also replaces whole weights",
@@ -45,17 +45,17 @@ fn other_kinds_of_adapter_are_refused_by_name() {
     );
     let s = zeros.read(&base).unwrap().summary;
     assert_eq!((s.matched, s.unmatched, s.notes.len()), (2, 0, 2), "{s}");
-    // The img_in of a Fill or control model.
+    // The img_in of a Fill model.
     let (r, c) = base[&(TRANSFORMER, "img_in.weight".to_string())];
     let e = Lora::default()
         .pair(
             "transformer.x_embedder.lora_A.weight",
             "transformer.x_embedder.lora_B.weight",
             2,
-            (r, 2 * c),
+            (r, 3 * c),
         )
         .error(&base);
-    assert!(e.contains("this LoRA widens img_in, as BFL's control LoRAs (Canny, Depth) do"), "{e}");
+    assert!(e.contains("this LoRA widens img_in, and not to twice its width"), "{e}");
 }
 
 /// A LoRA of which only a part is understood would draw an image that is neither the one with it

@@ -1,16 +1,25 @@
 //! Products in 8-bit integers and their files, compared with comfy-kitchen
 //! (`tests/golden/make_int8_goldens.py`).
 
+use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 
 use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::linear::{LINEAR, Tail, linear, linear_scratch};
 use flux_fast::backend::cpu::matrix::{In, Out};
+use flux_fast::backend::{Compute, Device};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::int8::{Int8, Rotation};
+use flux_fast::event::Event;
+use flux_fast::library::convert::{Target, convert};
+use flux_fast::library::open_only;
+use flux_fast::pipeline::Engine;
+use flux_fast::pipeline::request::{Options, Request};
+use flux_fast::spec::flux1::TRANSFORMER;
 use flux_fast::tensor::{HostPart, HostWeight, Scale};
 
-use crate::common::{Golden, relative_error};
+use crate::common::{Golden, files, path, psnr, relative_error, temp_dir};
 
 const CASES: [(&str, usize); 4] = [("g256", 256), ("g64", 64), ("g16", 16), ("plain", 0)];
 
@@ -84,4 +93,48 @@ fn integers_scales_and_products_are_those_of_comfy_kitchen() {
             assert!(off < 2e-4, "{case} {}: {off:e}", v.name);
         }
     }
+}
+
+/// The image of a prompt, and the notes until it was drawn.
+fn draw(options: Options) -> (Vec<f32>, String) {
+    let mut notes = String::new();
+    let mut on = |event| {
+        if let Event::Note(note) = event {
+            notes += &format!("{note}\n");
+        }
+        ControlFlow::Continue(())
+    };
+    let mut engine = Engine::open_with(options.device(Device::Cpu), &mut on).unwrap();
+    let request = Request::new("a fox, 3D style, on a blue background").seed(1);
+    let image = engine.generate_with(&request, on).unwrap().images.remove(0);
+    (image.rgb.iter().map(|v| f32::from(*v)).collect(), notes)
+}
+
+#[test]
+fn a_converted_model_is_drawn_with_in_int8_or_exactly() {
+    let asset = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny/flux-tiny.safetensors");
+    let dir = temp_dir();
+    let to = path(&dir, "rotated.safetensors");
+    let tell = &mut |_, _| ControlFlow::Continue(());
+    convert(&open_only(&asset).unwrap(), Target::Int8ConvRot, &to, tell).unwrap();
+    let weights = open_only(&to).unwrap().take(TRANSFORMER).unwrap();
+    assert!(weights.dialect().contains("int8 (ConvRot)"), "{}", weights.dialect());
+    let rotation = |name: &str| {
+        let (rows, cols) = weights.shape(name).unwrap();
+        weights.get(name, 0, rows, cols).unwrap().parts[0].rotation.map(Rotation::group)
+    };
+    assert_eq!(rotation("double_blocks.0.img_attn.qkv.weight"), Some(256));
+    assert_eq!(rotation("single_blocks.0.linear2.weight"), Some(256));
+    assert_eq!(rotation("double_blocks.0.img_mod.lin.weight"), None);
+    assert_eq!(rotation("final_layer.linear.weight"), None);
+    let options = |compute| Options::default().files(files(&to)).compute(compute);
+    let (exact, _) = draw(Options::default().compute(Compute::F32));
+    let (auto, notes) = draw(options(Compute::Auto));
+    assert!(notes.contains("ConvRot"), "{notes}");
+    assert_eq!(draw(options(Compute::Int8)).0, auto);
+    let (back, notes) = draw(options(Compute::F32));
+    assert!(!notes.contains("ConvRot"), "{notes}");
+    let (auto, back) = (psnr(&auto, &exact, 255.0), psnr(&back, &exact, 255.0));
+    println!("in int8 {auto:.1} dB, rotated back {back:.1} dB");
+    assert!(auto >= 25.0 && back >= 28.0, "in int8 {auto:.1} dB, rotated back {back:.1} dB");
 }

@@ -184,7 +184,7 @@ fn the_transformer_of_flux2_equals_diffusers_with_and_without_references() {
             for (with, want) in
                 [(vec![], "flux2.velocity"), (grids.clone(), "flux2.reference_velocity")]
             {
-                let shape = SequenceShape { image, references: with };
+                let shape = SequenceShape { image, references: with, added_inputs: 0 };
                 let program = flux2::denoise(&read, &shape, DType::F32);
                 let rope = flux2::rope(&read, &shape);
                 let mut inputs = vec![
@@ -264,7 +264,7 @@ fn the_transformer_of_flux2_at_other_geometries_equals_diffusers() {
             let all = run(backend, &program, &resolve(&program, weights), &inputs, u64::MAX, 1);
             for (references, want) in [(vec![], "velocity"), (grids.clone(), "reference_velocity")]
             {
-                let shape = SequenceShape { image, references };
+                let shape = SequenceShape { image, references, added_inputs: 0 };
                 let program = flux2::denoise(&c, &shape, DType::F32);
                 let (rope, packed) = (flux2::rope(&c, &shape), f32("references"));
                 let (img, txt) = (f32("img"), f32("txt"));

@@ -2,6 +2,8 @@
 //! geometries with and without guidance; and the same weights in every dialect.
 
 mod adapters;
+mod control_lora;
+mod controlnets;
 mod edit;
 mod formats;
 mod int8;

@@ -55,6 +55,8 @@ pub use kernel_avx2::AVX2;
 #[cfg(target_arch = "x86_64")]
 pub use kernel_avx512::AVX512;
 #[cfg(target_arch = "x86_64")]
+pub use kernel_avx512::{BF16, F8E4M3, F8E5M2, F16, F32, load_f32};
+#[cfg(target_arch = "x86_64")]
 pub use kernel_avx512bf16::AVX512BF16;
 pub use kernel_portable::PORTABLE;
 

@@ -1,12 +1,12 @@
-//! The functions of the driver's library, which is loaded when it is first needed.
+//! The functions of the driver's library, which cudarc loads when it is first needed.
 //!
-//! Their results are integers here, not an enum: a driver that is newer than this program may
-//! return codes that it does not know.
+//! Their results are integers here, not cudarc's enum: a driver that is newer than this program may
+//! return codes that the enum does not have, which would be undefined behaviour.
 
 use std::ffi::{c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
-use libloading::Library;
+use cudarc::driver::sys;
 
 use crate::error::Result;
 
@@ -44,50 +44,64 @@ pub type Handle = *mut c_void;
 pub struct TensorMap(pub [u64; 16]);
 
 // Values of the driver's enums.
-pub const ATTRIBUTE_PROCESSORS: c_int = 16;
-pub const ATTRIBUTE_L2_BYTES: c_int = 38;
-pub const ATTRIBUTE_MAJOR: c_int = 75;
-pub const ATTRIBUTE_MINOR: c_int = 76;
-pub const ATTRIBUTE_SHARED_OPTIN: c_int = 97;
-pub const CONTEXT_BLOCKING_SYNC: c_uint = 4;
-pub const EVENT_BLOCKING_SYNC: c_uint = 1;
-pub const EVENT_DISABLE_TIMING: c_uint = 2;
-pub const STREAM_NON_BLOCKING: c_uint = 1;
-pub const CAPTURE_THREAD_LOCAL: c_int = 1;
-pub const FUNCTION_STATIC_SHARED: c_int = 1;
-pub const FUNCTION_LOCAL_BYTES: c_int = 3;
-pub const FUNCTION_REGISTERS: c_int = 4;
-pub const FUNCTION_DYNAMIC_SHARED: c_int = 8;
-pub const FUNCTION_CARVEOUT: c_int = 9;
-pub const JIT_ERROR_LOG: c_int = 5;
-pub const JIT_ERROR_LOG_BYTES: c_int = 6;
-pub const TENSOR_UINT8: c_int = 0;
-pub const TENSOR_BF16: c_int = 9;
-pub const TENSOR_INTERLEAVE_NONE: c_int = 0;
-pub const TENSOR_SWIZZLE_128B: c_int = 3;
-pub const TENSOR_L2_256B: c_int = 3;
-pub const TENSOR_FILL_ZEROS: c_int = 0;
+pub const ATTRIBUTE_PROCESSORS: c_int =
+    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as c_int;
+pub const ATTRIBUTE_L2_BYTES: c_int =
+    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE as c_int;
+pub const ATTRIBUTE_MAJOR: c_int =
+    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as c_int;
+pub const ATTRIBUTE_MINOR: c_int =
+    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as c_int;
+pub const ATTRIBUTE_SHARED_OPTIN: c_int =
+    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as c_int;
+pub const CONTEXT_BLOCKING_SYNC: c_uint = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as c_uint;
+pub const EVENT_BLOCKING_SYNC: c_uint = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as c_uint;
+pub const EVENT_DISABLE_TIMING: c_uint = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
+pub const STREAM_NON_BLOCKING: c_uint = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
+pub const CAPTURE_THREAD_LOCAL: c_int =
+    sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as c_int;
+pub const FUNCTION_STATIC_SHARED: c_int =
+    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as c_int;
+pub const FUNCTION_LOCAL_BYTES: c_int =
+    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES as c_int;
+pub const FUNCTION_REGISTERS: c_int =
+    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS as c_int;
+pub const FUNCTION_DYNAMIC_SHARED: c_int =
+    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as c_int;
+pub const FUNCTION_CARVEOUT: c_int =
+    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as c_int;
+pub const JIT_ERROR_LOG: c_int = sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER as c_int;
+pub const JIT_ERROR_LOG_BYTES: c_int =
+    sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as c_int;
+pub const TENSOR_UINT8: c_int = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8 as c_int;
+pub const TENSOR_BF16: c_int = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 as c_int;
+pub const TENSOR_INTERLEAVE_NONE: c_int =
+    sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE as c_int;
+pub const TENSOR_SWIZZLE_128B: c_int = sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B as c_int;
+pub const TENSOR_L2_256B: c_int =
+    sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as c_int;
+pub const TENSOR_FILL_ZEROS: c_int =
+    sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as c_int;
 
 /// The library and its functions; those that an old driver lacks are `None`.
 macro_rules! functions {
     ($($name:ident = $symbol:literal ($($argument:ident: $t:ty),*);)*) => {
         struct Api {
             $($name: Option<unsafe extern "system" fn($($t),*) -> c_int>,)*
-            // The functions are valid as long as it is loaded: to the end of the process.
-            _library: Library,
         }
 
         impl Api {
             fn load() -> Option<Api> {
-                // SAFETY: loading runs the initialisers of the system's GPU driver.
-                let library = NAMES.iter().find_map(|n| unsafe { Library::new(*n) }.ok())?;
+                // SAFETY: loading runs the initialisers of the system's GPU driver. The library
+                // stays loaded to the end of the process, as long as its functions are used.
+                let library = unsafe { sys::is_culib_present().then(|| sys::culib())? };
                 // SAFETY: the signatures are those of cuda.h.
                 unsafe {
                     $(let $name = library
                         .get::<unsafe extern "system" fn($($t),*) -> c_int>($symbol.as_bytes())
                         .ok()
                         .map(|symbol| *symbol);)*
-                    Some(Api { $($name,)* _library: library })
+                    Some(Api { $($name),* })
                 }
             }
         }
@@ -109,12 +123,6 @@ macro_rules! functions {
         )*
     };
 }
-
-/// The first name is the one under which tests load a driver of their own.
-#[cfg(windows)]
-const NAMES: &[&str] = &["nvcuda.dll"];
-#[cfg(not(windows))]
-const NAMES: &[&str] = &["libcuda.so", "libcuda.so.1"];
 
 fn api() -> Option<&'static Api> {
     static API: OnceLock<Option<Api>> = OnceLock::new();

@@ -1,7 +1,7 @@
 //! What all variants of `linear` share: their `Params`, their dispatches, and their requirements.
 
 use crate::backend::wgpu::launch::{
-    Args, Dispatch, Grid, Matrix, Shader, WgpuDevice, blocks, code,
+    Args, Constants, Dispatch, Grid, Matrix, Shader, WgpuDevice, Window, blocks, code,
 };
 use crate::dtype::DType;
 use crate::op::Linear;
@@ -42,6 +42,9 @@ pub struct Params {
     has_side: u32,
     row_tiles: u32,
     column_tiles: u32,
+    /// 1 if a product in int8 has further factors.
+    has_factors: u32,
+    factors_base: u32,
 }
 
 /// The matrix that is bound as `residual`: it is added at the end, or before the activation.
@@ -68,6 +71,9 @@ pub const LOW_BLOCK: Block = block(32, 64);
 pub const SOFTWARE_BLOCK: Block = block(32, 64);
 pub const ANY_BLOCK: Block = Block { slowness: 16, ..SMALL_BLOCK };
 
+/// Integers that a product in int8 takes at a time.
+const WORD: usize = 4;
+
 /// Columns of scales, bias, gate, residual and out that shaders access at a time.
 const VECTOR: usize = 4;
 
@@ -93,7 +99,7 @@ fn cut(rows: usize, most: usize, tile: usize) -> impl Iterator<Item = std::ops::
     blocks(rows, most, unit.unwrap_or(1))
 }
 
-/// The dispatches of a shader: one, unless windows are too small for the matrices.
+/// The dispatches of a shader of floats.
 pub fn dispatches(
     shader: &'static Shader,
     block: Block,
@@ -101,6 +107,24 @@ pub fn dispatches(
     a: &Args<Linear>,
     device: &WgpuDevice,
 ) -> Vec<Dispatch> {
+    let types = [("X_TYPE", f64::from(code(a.x.dtype))), ("W_TYPE", f64::from(code(a.w.dtype)))];
+    products(shader, block, types.iter().chain(constants).copied().collect(), a, device)
+}
+
+/// The dispatches of a shader: one, unless windows are too small for the matrices.
+pub fn products(
+    shader: &'static Shader,
+    block: Block,
+    constants: Constants,
+    a: &Args<Linear>,
+    device: &WgpuDevice,
+) -> Vec<Dispatch> {
+    // Elements that the shader counts k, x and w by.
+    let unit = if a.int8.is_some() { WORD } else { 1 };
+    let k = if a.int8.is_some() { a.w.cols.next_multiple_of(4 * WORD) } else { a.w.cols };
+    let words = |(window, base, stride): (Option<Window>, u32, u32)| {
+        (window, base / unit as u32, stride / unit as u32)
+    };
     let (rows, columns) = room(a, device);
     let mut made = Vec::new();
     for c in cut(a.w.rows, columns, block.columns) {
@@ -114,10 +138,11 @@ pub fn dispatches(
             };
             let of_columns = |m: Option<Matrix>| bind(m.map(|m| m.columns(c.start, c.len())));
             let weights = a.w.band(c.start, c.len());
-            let (x, x_base, x_stride) = bind(Some(a.x.band(r.start, r.len())));
-            let (w, w_base, w_stride) = bind(Some(weights));
+            let (x, x_base, x_stride) = words(bind(Some(a.x.band(r.start, r.len()))));
+            let (w, w_base, w_stride) = words(bind(Some(weights)));
             let (scales, scales_base, _) = of_columns(a.scales);
             let (bias, bias_base, _) = of_columns(a.bias);
+            let (factors, factors_base, _) = of_columns(a.factors);
             let (bound, gate) = (residual(a), a.tail.gate());
             let (residual, residual_base, residual_stride) = bind(bound.map(part));
             let (gates, gate_base, gate_stride) = of_columns(gate);
@@ -128,7 +153,7 @@ pub fn dispatches(
                 grid: Grid::default(),
                 rows: r.len() as u32,
                 n: c.len() as u32,
-                k: a.x.cols as u32,
+                k: (k / unit) as u32,
                 x_base,
                 x_stride,
                 w_base,
@@ -152,42 +177,50 @@ pub fn dispatches(
                 has_side: a.side.is_some() as u32,
                 row_tiles: row_tiles as u32,
                 column_tiles: column_tiles as u32,
+                has_factors: a.factors.is_some() as u32,
+                factors_base,
             };
             let sums = (row_tiles * block.rows * column_tiles * block.columns) as u64;
-            let types =
-                [("X_TYPE", f64::from(code(a.x.dtype))), ("W_TYPE", f64::from(code(a.w.dtype)))];
             made.push(Dispatch {
                 shader,
-                constants: types.iter().chain(constants).copied().collect(),
-                buffers: vec![x, w, scales, bias, residual, gates, out],
+                constants: constants.clone(),
+                buffers: [x, w, scales, bias, residual, gates, out, factors][..shader.buffers]
+                    .to_vec(),
                 params: bytemuck::bytes_of(&params).to_vec(),
                 groups: row_tiles as u64 * column_tiles as u64,
-                work: (block.slowness * 2 * sums * a.x.cols as u64)
-                    .max(WORK_OF_A_BYTE * weights.span()),
+                work: (block.slowness * 2 * sums * k as u64).max(WORK_OF_A_BYTE * weights.span()),
             });
         }
     }
     made
 }
 
+/// Checks what every shader of floats requires.
+pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
+    shapes(a, device)?;
+    if a.int8.is_some() {
+        return Err("the weights are integers for products in int8");
+    }
+    Ok(())
+}
+
 /// Checks what every shader of the family requires. Shapes that contradict each other are a bug of
 /// the caller, and panic.
-pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
-    if a.int8.is_some() {
-        return Err("the product is to be computed in int8");
-    }
+pub fn shapes(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
+    // Where x has become integers, its rows are longer.
+    let made = a.int8.is_some() && a.x.dtype == DType::I8;
     assert!(
-        a.w.cols == k && a.out.rows == rows && a.out.cols == n,
+        (a.w.cols == k || made) && a.out.rows == rows && a.out.cols == n,
         "linear: x, w and out do not fit together"
     );
     let activation = |m: Matrix| matches!(m.dtype, DType::F32 | DType::BF16);
-    assert!(activation(a.x) && activation(a.out), "linear: element types");
+    assert!((activation(a.x) || made) && activation(a.out), "linear: element types");
     assert!(a.w.dtype != DType::I32, "linear: element type of the weights");
-    for v in [a.scales, a.bias].into_iter().flatten() {
+    for v in [a.scales, a.bias, a.factors].into_iter().flatten() {
         assert!(
             v.rows == 1 && v.cols == n && v.dtype == DType::F32,
-            "linear: scales and bias are a row of f32"
+            "linear: scales, factors and bias are a row of f32"
         );
     }
     let adds = a.tail.residual().is_some();
@@ -209,8 +242,9 @@ pub fn legal(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> 
     if rows == 0 || n == 0 || k == 0 {
         return Err("empty");
     }
-    if ![a.scales, a.bias, a.tail.gate()].into_iter().flatten().all(|m| m.binds(device)) {
-        return Err("scales, bias or gate are larger than a window");
+    let vectors = [a.scales, a.bias, a.factors, a.tail.gate()];
+    if !vectors.into_iter().flatten().all(|m| m.binds(device)) {
+        return Err("scales, factors, bias or gate are larger than a window");
     }
     let (rows, columns) = room(a, device);
     if rows == 0 || columns == 0 { Err("a row is larger than a window") } else { Ok(()) }
@@ -226,6 +260,11 @@ pub fn vectors(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str
     if !a.w.place.offset.is_multiple_of(16) || !a.w.stride_bytes().is_multiple_of(16) {
         return Err("rows of the weights do not begin at multiples of 16 bytes");
     }
+    fours(a, device)
+}
+
+/// Checks that four elements of all operands of the epilogue can be accessed at a time.
+pub fn fours(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
     let fours = |m: Matrix| {
         let bytes = 4 * m.dtype.size();
         m.place.offset.is_multiple_of(bytes as u64)

@@ -4,13 +4,16 @@ use super::dispatch::Params;
 use crate::backend::wgpu::launch::Shader;
 use crate::dtype::DType;
 
-const fn shader(name: &'static str, sources: &'static [&'static str]) -> Shader {
-    Shader { name, sources, params_bytes: size_of::<Params>(), buffers: 7 }
+const fn shader(name: &'static str, sources: &'static [&'static str], buffers: usize) -> Shader {
+    Shader { name, sources, params_bytes: size_of::<Params>(), buffers }
 }
 
 /// A module: `$first` (`enable` lines), the common files, then the named files.
 macro_rules! shader {
     ($name:ident, $text:expr, $first:literal, $($file:literal),*) => {
+        shader!(@buffers 7, $name, $text, $first, $($file),*);
+    };
+    (@buffers $buffers:literal, $name:ident, $text:expr, $first:literal, $($file:literal),*) => {
         pub static $name: Shader = shader(
             $text,
             &[
@@ -19,13 +22,15 @@ macro_rules! shader {
                 include_str!("../../../../shaders/linear_params.wgsl"),
                 $(include_str!(concat!("../../../../shaders/", $file, ".wgsl"))),*
             ],
+            $buffers,
         );
     };
 }
 macro_rules! tile_shader {
     ($name:ident, $text:expr, $first:literal, [$($weights:literal),*], $products:literal) => {
         shader!(
-            $name, $text, $first, "linear_tail", "linear_x4", $($weights,)* "linear", $products
+            $name, $text, $first, "linear_tail", "linear_x4", $($weights,)* "linear_floats", "linear",
+            $products
         );
     };
 }
@@ -174,5 +179,37 @@ trio!(
     "enable wgpu_cooperative_matrix;\n",
     "linear_cooperative"
 );
-shader!(ANY, "linear_any", "", "linear_any_plain", "linear_any");
-shader!(ANY_BLOCKS, "linear_any_blocks", "", "blocks", "linear_any_blocks", "linear_any");
+shader!(ANY, "linear_any", "", "linear_tail_any", "linear_any_plain", "linear_any");
+shader!(
+    ANY_BLOCKS,
+    "linear_any_blocks",
+    "",
+    "blocks",
+    "linear_tail_any",
+    "linear_any_blocks",
+    "linear_any"
+);
+/// The shaders of products in int8: tiles as in `linear.wgsl`.
+macro_rules! int8_shader {
+    ($name:ident, $text:literal, $first:literal, $tail:literal) => {
+        shader!(@buffers 8, $name, $text, $first, $tail, "linear", "linear_int8");
+    };
+}
+int8_shader!(
+    INT8_LARGE,
+    "linear_int8_128x128",
+    "const ROWS: u32 = 128u;\nconst COLUMNS: u32 = 128u;\nconst PARTS: u32 = 2u;\n",
+    "linear_tail"
+);
+int8_shader!(
+    INT8_SMALL,
+    "linear_int8_64x64",
+    "const ROWS: u32 = 64u;\nconst COLUMNS: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
+    "linear_tail"
+);
+int8_shader!(
+    INT8_ANY,
+    "linear_int8_any",
+    "const ROWS: u32 = 64u;\nconst COLUMNS: u32 = 64u;\nconst PARTS: u32 = 1u;\n",
+    "linear_tail_any"
+);

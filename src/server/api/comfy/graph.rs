@@ -1,9 +1,12 @@
 //! What a graph in API format draws: it is followed from its output nodes back to the request that
 //! it means. A graph that means anything else is refused with the node that is in the way.
 
+mod masks;
+mod pictures;
 mod place;
 mod reader;
 mod scale;
+mod styles;
 
 use std::collections::HashMap;
 
@@ -11,8 +14,11 @@ use axum::body::Bytes;
 use serde_json::{Map, Value};
 
 use super::nodes;
-use crate::pipeline::request::{LoraChoice, Request};
+use crate::pipeline::images::MaskMarks;
+use crate::pipeline::request::{LoraChoice, Margins, Request};
 use crate::server::fault::Fault;
+use crate::server::masks::DraftMask;
+use place::Place;
 use reader::Reader;
 
 /// The longest chain of nodes.
@@ -28,6 +34,12 @@ pub struct Meaning {
     pub model: Option<String>,
     /// The image to start from.
     pub input: Option<Bytes>,
+    /// What is repainted of it.
+    pub mask: Option<DraftMask>,
+    /// The image of an `InstructPixToPixConditioning` node.
+    pub control: Option<Bytes>,
+    /// The images of `StyleModelApply` nodes, with their strengths.
+    pub styles: Vec<(Bytes, f32)>,
     /// The images of `ReferenceLatent` nodes.
     pub references: Vec<Bytes>,
     /// The nodes that encode the prompt, draw, and decode.
@@ -69,6 +81,8 @@ struct Conditioning {
     loras: Vec<(String, f32)>,
     guidance: Option<f32>,
     references: Vec<Picture>,
+    control: Option<Picture>,
+    styles: Vec<(Picture, f32)>,
     is_zero: bool,
 }
 
@@ -76,12 +90,35 @@ struct Conditioning {
 struct Picture {
     bytes: Bytes,
     size: (u32, u32),
+    /// Pixels that are added on its sides.
+    margins: Option<Margins>,
+    /// Its edges are meant.
+    is_edges: bool,
+}
+
+/// What is repainted.
+#[derive(Debug, Clone)]
+enum GraphMask {
+    /// A part of an image.
+    Marked { bytes: Bytes, marks: MaskMarks, changes: Vec<MaskChange> },
+    /// What was added on the sides of an image.
+    Margins(Margins),
+}
+
+/// What a node does to a mask.
+#[derive(Debug, Clone, Copy)]
+enum MaskChange {
+    Invert,
+    /// By pixels; a negative number shrinks it.
+    Grow(i64),
+    /// White is what is above a part of white.
+    Threshold(f32),
 }
 
 #[derive(Debug, Clone)]
 enum Latent {
     Empty { width: usize, height: usize, count: usize },
-    Encoded { picture: Picture, count: usize },
+    Encoded { picture: Picture, mask: Option<GraphMask>, count: usize },
     Drawn(Box<Drawing>),
 }
 
@@ -123,7 +160,10 @@ enum Output {
         drawing: Box<Drawing>,
         decode: String,
     },
-    Mask,
+    Mask(GraphMask),
+    ClipVision,
+    StyleModel,
+    Seen(Picture),
     Noise(u64),
     Sampler,
     Sigmas(Sigmas),
@@ -148,8 +188,9 @@ pub fn interpret(graph: &Map<String, Value>, around: &dyn Surroundings) -> Resul
             return Err(at_node("invalid_prompt", "", id, format!("node {id} has no class_type")));
         };
         let Some(known) = nodes::find(class) else {
+            let why = nodes::why_not(class).map_or(String::new(), |why| format!(": {why}"));
             let message =
-                format!("this server does not know nodes of the class {class} (node {id})");
+                format!("this server does not know nodes of the class {class} (node {id}){why}");
             return Err(at_node("missing_node_type", class, id, message));
         };
         for name in known.required() {
@@ -240,30 +281,50 @@ fn meaning(
     if positive.is_zero {
         return Err(sampler.unsupported("its positive prompt is zeroed out"));
     }
+    let mut repainted = None;
     let (size, count, input) = match latent {
         Latent::Empty { width, height, count } => {
             if sigmas.steps != sigmas.total {
                 return Err(sampler.unsupported("only an image can be drawn in part"));
             }
-            ((width, height), count, None)
+            (Some((width, height)), count, None)
         }
-        Latent::Encoded { picture, count } => {
+        Latent::Encoded { picture, mask: Some(mask), count } => {
+            request.strength = Some(strength(sigmas));
+            let file = file_of(&picture, &sampler)?;
+            request.outpaint = picture.margins;
+            repainted = masks::read(&mask, &picture, &sampler)?;
+            // It has the size of its image.
+            (None, count, Some(file))
+        }
+        Latent::Encoded { picture, mask: None, count } => {
+            if picture.margins.is_some() {
+                return Err(sampler.unsupported("an image with margins needs its mask"));
+            }
             let side = |pixels: u32| (pixels / UNIT * UNIT).max(UNIT) as usize;
             request.strength = Some(strength(sigmas));
-            ((side(picture.size.0), side(picture.size.1)), count, Some(picture.bytes))
+            (Some((side(picture.size.0), side(picture.size.1))), count, Some(picture.bytes))
         }
         Latent::Drawn(_) => {
             return Err(sampler.unsupported("it starts from the latent of another sampler"));
         }
     };
-    (request.width, request.height) = (Some(size.0), Some(size.1));
+    (request.width, request.height) = size.unzip();
     request.count = Some(count);
-    let references = positive.references.iter().map(scale::file_of).collect::<Result<_, _>>();
-    let references = references.map_err(|e| sampler.unsupported(&Fault::from(e).message))?;
+    let files = positive.references.iter().map(|picture| file_of(picture, &sampler));
+    let references = files.collect::<Result<_, _>>()?;
+    let control = positive.control.iter().map(|picture| file_of(picture, &sampler)).next();
+    let mut styles = Vec::new();
+    for (picture, strength) in &positive.styles {
+        styles.push((file_of(picture, &sampler)?, *strength));
+    }
     Ok(Meaning {
         request,
         model: model.name,
         input,
+        mask: repainted,
+        control: control.transpose()?,
+        styles,
         references,
         text_node: positive.node,
         sampler_node: sampler.id,
@@ -271,6 +332,11 @@ fn meaning(
         outputs,
         notes,
     })
+}
+
+/// The file of a picture in its size. A file that is damaged is a fault at `sampler`.
+fn file_of(picture: &Picture, sampler: &Place) -> Result<Bytes, Fault> {
+    scale::file_of(picture).map_err(|e| sampler.unsupported(&Fault::from(e).message))
 }
 
 /// The strength with which exactly the last `steps` of `total` steps are drawn.

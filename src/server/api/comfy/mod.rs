@@ -168,6 +168,11 @@ fn draft(meaning: &Meaning) -> Draft {
     let mut draft = Draft::new(meaning.request.clone(), DIALECT);
     draft.model = meaning.model.clone();
     draft.input = meaning.input.clone();
+    draft.mask = meaning.mask.clone();
+    draft.control = meaning.control.clone();
+    for (image, strength) in &meaning.styles {
+        draft.add_style(image.clone(), Some(*strength).filter(|strength| *strength != 1.0));
+    }
     draft.references = meaning.references.clone();
     draft
 }

@@ -62,6 +62,35 @@ const NODES: &[Node] = nodes! {
     "ImageScaleToTotalPixels":
         "image:IMAGE upscale_method:@resizers? megapixels:FLOAT resolution_steps:INT?" -> "IMAGE";
     "FluxKontextImageScale": "image:IMAGE" -> "IMAGE";
+    "LoadImageMask": "image:@images channel:@channels" -> "MASK";
+    "ETN_LoadMaskBase64": "mask:STRING" -> "MASK";
+    "ImageToMask": "image:IMAGE channel:@channels" -> "MASK";
+    "InvertMask": "mask:MASK" -> "MASK";
+    "GrowMask": "mask:MASK expand:INT tapered_corners:BOOLEAN?" -> "MASK";
+    "ThresholdMask": "mask:MASK value:FLOAT" -> "MASK";
+    "SetLatentNoiseMask": "samples:LATENT mask:MASK" -> "LATENT";
+    "VAEEncodeForInpaint":
+        "pixels:IMAGE vae:VAE mask:MASK grow_mask_by:INT?" -> "LATENT";
+    "InpaintModelConditioning":
+        "positive:CONDITIONING negative:CONDITIONING vae:VAE pixels:IMAGE mask:MASK \
+         noise_mask:BOOLEAN?" -> "CONDITIONING CONDITIONING LATENT";
+    "InstructPixToPixConditioning":
+        "positive:CONDITIONING negative:CONDITIONING vae:VAE pixels:IMAGE"
+        -> "CONDITIONING CONDITIONING LATENT";
+    "ImagePadForOutpaint":
+        "image:IMAGE left:INT top:INT right:INT bottom:INT feathering:INT?" -> "IMAGE MASK";
+    "CLIPVisionLoader": "clip_name:@clipvisions" -> "CLIP_VISION";
+    "StyleModelLoader": "style_model_name:@stylemodels" -> "STYLE_MODEL";
+    "CLIPVisionEncode":
+        "clip_vision:CLIP_VISION image:IMAGE crop:@crops?" -> "CLIP_VISION_OUTPUT";
+    "StyleModelApply":
+        "conditioning:CONDITIONING style_model:STYLE_MODEL clip_vision_output:CLIP_VISION_OUTPUT \
+         strength:FLOAT? strength_type:@styletypes?" -> "CONDITIONING";
+    "Canny": "image:IMAGE low_threshold:FLOAT? high_threshold:FLOAT?" -> "IMAGE";
+    "DifferentialDiffusion": "model:MODEL strength:FLOAT?" -> "MODEL";
+    "ImageCompositeMasked":
+        "destination:IMAGE source:IMAGE x:INT y:INT resize_source:BOOLEAN? mask:MASK?" -> "IMAGE";
+    "ETN_ApplyMaskToImage": "image:IMAGE mask:MASK" -> "IMAGE";
     "GetImageSize": "image:IMAGE" -> "INT INT INT";
     "VAEEncode": "pixels:IMAGE vae:VAE" -> "LATENT";
     "KSampler":
@@ -103,6 +132,21 @@ const NODES: &[Node] = nodes! {
 /// The node of this class.
 pub fn find(class: &str) -> Option<&'static Node> {
     NODES.iter().find(|node| node.class == class)
+}
+
+/// Why nodes of this class are not understood, where there is more to say than that.
+pub fn why_not(class: &str) -> Option<&'static str> {
+    let has = |part: &str| class.contains(part);
+    match () {
+        () if class.starts_with("INPAINT_") => Some(
+            "masked parts are repainted and put back by the server itself: use SetLatentNoiseMask \
+             or InpaintModelConditioning",
+        ),
+        () if has("ControlNet") => Some("the server draws without ControlNets"),
+        () if has("IPAdapter") => Some("images for the style are read by StyleModelApply"),
+        () if has("Upscale") => Some("images are not made larger by another model here"),
+        () => None,
+    }
 }
 
 impl Node {
@@ -166,6 +210,10 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
         "@switch" => &["enable", "disable"],
         "@resizers" => &["lanczos"],
         "@crops" => &["disabled", "center"],
+        "@clipvisions" => &["sigclip_vision_patch14_384.safetensors"],
+        "@stylemodels" => &["flux1-redux-dev.safetensors"],
+        "@styletypes" => &["multiply"],
+        "@channels" => &["alpha", "red", "green", "blue"],
         "@formats" => &["PNG", "JPEG"],
         "INT" => {
             let default = match name {

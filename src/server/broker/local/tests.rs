@@ -15,7 +15,11 @@ fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
             format: "png".into(),
             quality: 90,
             has_input: false,
+            has_mask: false,
+            has_control: false,
+            drawn: None,
             references: 0,
+            styles: 0,
             dialect: "native".into(),
             echo: serde_json::Value::Null,
             webhook: None,
@@ -289,4 +293,40 @@ fn looks_do_not_wait_for_a_change_that_is_written() {
     assert!(broker.owed_calls().unwrap().is_empty());
     writing.db.execute_batch("COMMIT").unwrap();
     assert_eq!(broker.job(&id, "a").unwrap().unwrap().attempts, 7);
+}
+
+#[test]
+fn a_job_ends_though_its_end_cannot_be_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("jobs.sqlite");
+    let broker = LocalBroker::open(&path, 10).unwrap();
+    let (first, second) = (submit(&broker, "a"), submit(&broker, "a"));
+    let ids: Vec<_> = (0..2).map(|_| broker.next(None).unwrap().unwrap().id).collect();
+    assert_eq!(ids, [first.clone(), second.clone()]);
+    let full = |on: &str| {
+        let sql = format!("PRAGMA query_only = {on};");
+        lock(&broker.writer).db.execute_batch(&sql).unwrap();
+    };
+    full("ON");
+    let fault = Fault::new(500, "output_failed", "the disk is full");
+    assert!(broker.finish(&first, Outcome::Failed(fault.clone())).is_err());
+    let outputs = vec![Output { file: "x.png".into(), width: 1, height: 1, bytes: 9 }];
+    let settings = serde_json::json!({"steps": 4});
+    let drawn = Outcome::Succeeded { outputs: outputs.clone(), settings };
+    assert!(broker.finish(&second, drawn).is_err());
+    // Both are over for everybody who asks.
+    let look = |broker: &LocalBroker, id: &str| broker.job(id, "a").unwrap().unwrap();
+    let failed = look(&broker, &first);
+    assert_eq!((failed.state, failed.fault), (State::Failed, Some(fault)));
+    assert_eq!(look(&broker, &second).outputs, outputs);
+    assert!(broker.active("a").unwrap().is_empty());
+    assert_eq!(broker.counts(), Counts::default());
+    assert!(matches!(broker.cancel(&first, "a").unwrap(), Some(Cancelled::Over(_))));
+    // They are written once that is possible.
+    full("OFF");
+    assert!(broker.next(None).unwrap().is_none());
+    drop(broker);
+    let broker = LocalBroker::open(&path, 10).unwrap();
+    assert_eq!(look(&broker, &first).state, State::Failed);
+    assert_eq!(look(&broker, &second).state, State::Succeeded);
 }

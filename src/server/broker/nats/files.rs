@@ -67,8 +67,7 @@ impl Link {
 
 /// The names of the images that a job starts from.
 pub fn input_names(id: &str, spec: &JobSpec) -> Vec<String> {
-    let first = spec.has_input.then(|| id.to_string());
-    first.into_iter().chain((0..spec.references).map(|n| format!("{id}-{n}"))).collect()
+    DataFolder::input_names(id, spec)
 }
 
 /// Whether `name` is one that results have, so that nothing else is ever looked for.
@@ -82,6 +81,6 @@ pub fn is_result(name: &str) -> bool {
 
 /// The files of the images that a job starts from.
 pub fn input_paths(data: &DataFolder, id: &str, spec: &JobSpec) -> Vec<std::path::PathBuf> {
-    let first = spec.has_input.then(|| data.input(id));
-    first.into_iter().chain((0..spec.references).map(|n| data.reference(id, n))).collect()
+    // The name of the first one is that of the job.
+    DataFolder::input_names(id, spec).iter().map(|name| data.input(name)).collect()
 }

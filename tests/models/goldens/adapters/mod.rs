@@ -7,7 +7,7 @@ pub(super) mod made;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use flux_fast::backend::Int8Use;
+use flux_fast::backend::{Compute, Int8Use};
 use flux_fast::dtype::DType;
 use flux_fast::op::Program;
 use flux_fast::pipeline::loras::{LoraSet, open};
@@ -16,7 +16,7 @@ use flux_fast::tensor::HostWeight;
 
 use super::loras::{denoiser, drawn, velocity};
 use super::{devices, plain};
-use crate::common::{Golden, least_bytes, relative_error, temp_dir};
+use crate::common::{Golden, cpu, least_bytes, relative_error, temp_dir};
 
 use made::{
     Kind, Length, Made, Numbers, Stored, Tensors, adapter, merged, product, stored, weight_of,
@@ -140,6 +140,14 @@ fn every_kind_changes_the_transformer_as_merged_weights_do() {
                 let got = at(&|program| loras.apply(weights, program, Int8Use::Never).unwrap());
                 let (error, change) = (relative_error(&got, &want), relative_error(&base, &want));
                 println!("{device} {name} at {strength}: {error:.2e} of a change of {change:.2e}");
+                if b == 0 && strength == 1.0 {
+                    let apply = |program| loras.apply(weights, program, Int8Use::All).unwrap();
+                    let backend = &mut cpu(Compute::Int8);
+                    let got = velocity(backend, &golden, g, &apply, DType::F32).0;
+                    let error = relative_error(&got, &want);
+                    println!("{name} in int8: {error:.2e}");
+                    assert!(error <= 0.05, "{name} in int8: {error:.2e}");
+                }
                 assert!(error <= TOLERANCE, "{device} {name} at {strength}: {error:.2e}");
                 assert!(change > 1e-2, "{name} at {strength} changes {change:.2e}");
             }

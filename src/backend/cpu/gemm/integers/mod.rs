@@ -16,6 +16,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod blocks;
 mod portable;
 #[cfg(test)]
 mod tests;
@@ -29,10 +30,11 @@ pub use portable::PORTABLE;
 use super::super::isa::Isa;
 use super::super::matrix::{In, Out};
 use super::finish::Tail;
-use super::{ALIGN, Columns, KBlock, KC, MAX_LANES, Micro, NC, Side, Words, aligned, fetch, share};
-use crate::backend::int8::{quantise, quantise_stored};
+use super::{ALIGN, Columns, KBlock, MAX_LANES, Micro, NC, Side, Words, aligned, share};
+use crate::backend::int8::{quantise_from, quantise_stored};
 use crate::dtype::int8::Int8;
 use crate::tensor::HostWeight;
+use blocks::{Blocks, KC, PAD};
 
 /// The inner functions for one instruction set. All need a processor with `isa`.
 pub struct IntegerMicro {
@@ -55,74 +57,8 @@ pub struct IntegerMicro {
     pub floats: &'static Micro,
 }
 
-/// Rows of integers are padded with zeros to a multiple of this many bytes.
-const PAD: usize = 64;
-/// The most rows of x that are packed at once: in bytes as many as the products of floats pack.
-const ROWS: usize = 3080;
 /// Sums have 32 bits: no more columns than this can overflow them, with or without the 128.
 const MOST_COLUMNS: usize = (i32::MAX / (255 * 127)) as usize;
-
-/// How a product is divided: a function of its shape, the kernel and the number of threads.
-#[derive(Debug, Clone, Copy)]
-struct Blocks {
-    /// Bytes of a padded row, and words of it.
-    row_bytes: usize,
-    words: usize,
-    /// Row panels of x that are packed at once.
-    panels: usize,
-    /// Row panels of x and rows of w in a task.
-    task_panels: usize,
-    nc: usize,
-    /// Words of the packed x, and with the packed t of a side and what belongs to the rows.
-    x_words: usize,
-    shared_words: usize,
-    /// Words of the packed w, of the sums, and of the rows that are quantised, of one thread.
-    w_words: usize,
-    c_words: usize,
-    row_words: usize,
-}
-
-impl Blocks {
-    fn new(m: &IntegerMicro, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> Self {
-        let (mr, nr) = (m.floats.mr, m.floats.nr);
-        let row_bytes = k.next_multiple_of(PAD).max(PAD);
-        let words = row_bytes / m.per_word;
-        let side_words = side.div_ceil(m.floats.per_word);
-        let passes = rows.div_ceil(ROWS).max(1);
-        let panels = rows.div_ceil(mr).div_ceil(passes);
-        // Enough tasks that threads finish at about the same time. Narrower tasks cost little;
-        // shorter ones quantise their rows of w again, so they come last.
-        let tasks =
-            |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
-        let (mut nc, mut task_panels) = (NC.min(n.next_multiple_of(nr)), panels);
-        let want = if threads == 1 { 1 } else { 4 * threads };
-        while tasks(nc, task_panels) < want && nc > nr {
-            nc = (nc / 2).next_multiple_of(nr);
-        }
-        while tasks(nc, task_panels) < want && task_panels * mr > 128 {
-            task_panels = task_panels.div_ceil(2);
-        }
-        let whole = |words: usize| words.next_multiple_of(16);
-        let x_words = whole(panels * mr * words);
-        Blocks {
-            row_bytes,
-            words,
-            panels,
-            task_panels,
-            nc,
-            x_words,
-            // Behind the words: the scales of rows and the starts of their sums.
-            shared_words: x_words + whole(panels * mr * side_words) + 2 * whole(panels * mr),
-            w_words: whole(nc * words.max(side_words.min(KC))),
-            c_words: whole(mr * task_panels * nc),
-            row_words: whole(k) + MAX_LANES * row_bytes / 4,
-        }
-    }
-
-    fn slot_words(&self) -> usize {
-        self.w_words + self.c_words + self.row_words
-    }
-}
 
 /// Bytes of scratch that [`product`] needs. `side` is the rank of a side, or 0.
 pub fn scratch_bytes(
@@ -149,9 +85,9 @@ pub struct Integers<'a> {
 }
 
 impl Integers<'_> {
-    /// Writes the integers of row `row` to `out`, which begins with as many as the row has, and
-    /// returns their scale. `values` is as long as the row.
-    fn row(&self, row: usize, values: &mut [f32], out: &mut [i8]) -> f32 {
+    /// The scale of row `row`, and where its integers are: in `out`, or where they are stored if
+    /// that serves as well. `values` and `out` are as long as the row.
+    fn row(&self, row: usize, values: &mut [f32], out: &mut [i8]) -> (f32, *const i8) {
         let mut local = row;
         let part = self.weight.parts.iter().find(|part| {
             let within = local < part.rows;
@@ -160,13 +96,17 @@ impl Integers<'_> {
         });
         let part = part.expect("a row of the weight");
         let bytes = &part.bytes()[local * part.row_bytes()..][..part.row_bytes()];
-        let scale = if self.weight.is_stored_as(self.int8) {
-            out.iter_mut().zip(bytes).for_each(|(q, b)| *q = *b as i8);
-            part.scale.of(local)
-        } else {
-            quantise_stored(self.int8, (part, local, bytes), values, out)
-        };
-        scale * self.factors.map_or(1.0, |f| f[row])
+        let factor = self.factors.map_or(1.0, |f| f[row]);
+        if !self.weight.is_stored_as(self.int8) {
+            let scale = quantise_stored(self.int8, (part, local, bytes), values, out);
+            return (scale * factor, out.as_ptr());
+        }
+        let scale = part.scale.of(local) * factor;
+        if bytes.len().is_multiple_of(PAD) {
+            return (scale, bytes.as_ptr().cast());
+        }
+        out.iter_mut().zip(bytes).for_each(|(q, b)| *q = *b as i8);
+        (scale, out.as_ptr())
     }
 }
 
@@ -283,8 +223,7 @@ impl Pass<'_> {
                 if number < self.rows.1 {
                     let values = std::slice::from_raw_parts_mut(values, k);
                     let q = std::slice::from_raw_parts_mut(row, k);
-                    values.copy_from_slice(x.row(self.rows.0 + number));
-                    scale = quantise(self.w.int8, values, q);
+                    scale = quantise_from(self.w.int8, x.row(self.rows.0 + number), values, q);
                     let sum: i32 = q.iter().map(|q| i32::from(*q)).sum();
                     start = if m.unsigned { -128 * sum } else { 0 };
                 }
@@ -323,14 +262,13 @@ impl Pass<'_> {
             let mut lanes = [std::ptr::null(); MAX_LANES];
             for (lane, at) in lanes.iter_mut().enumerate().take(count) {
                 let row = integers.wrapping_add(lane * self.b.row_bytes);
-                *at = row.cast_const();
                 // SAFETY: the slot has a row of floats and `MAX_LANES` rows of integers.
-                unsafe {
-                    let values = std::slice::from_raw_parts_mut(values, k);
+                let (values, q) = unsafe {
                     row.add(k).write_bytes(0, self.b.row_bytes - k);
                     let q = std::slice::from_raw_parts_mut(row, k);
-                    columns.scale[p * nr + lane] = self.w.row(col + p * nr + lane, values, q);
-                }
+                    (std::slice::from_raw_parts_mut(values, k), q)
+                };
+                (columns.scale[p * nr + lane], *at) = self.w.row(col + p * nr + lane, values, q);
             }
             for (first, words) in self.blocks() {
                 let to = packed.wrapping_add((first * w_panels + p * words) * nr);
@@ -352,18 +290,21 @@ impl Pass<'_> {
         let w_panels = cols.div_ceil(nr);
         let (packed, sums, ..) = self.slot(slot);
         let mut columns = Columns::of_ones(self.bias, col, cols);
+        // With one block and no side, a tile is finished at once, and the next takes its memory.
+        let keeps = self.b.words > KC || self.side.is_some();
         // SAFETY: the promises of the caller.
         unsafe { self.pack_w(slot, (col, cols), &mut columns) };
         for block in self.blocks() {
             let last = block.0 + block.1 == self.b.words;
             for (panel, p) in (0..count).flat_map(|i| (0..w_panels).map(move |p| (i, p))) {
-                let tile = sums.wrapping_add((panel * w_panels + p) * mr * nr);
+                let number = if keeps { panel * w_panels + p } else { 0 };
+                let tile = sums.wrapping_add(number * mr * nr);
                 let x = self.x_panel(block, top + panel, panels);
                 let w = packed.wrapping_add((block.0 * w_panels + p * block.1) * nr);
                 // Every tile prefetches a part of the next panel of x.
                 let part = (mr * block.1).div_ceil(w_panels);
                 let next = self.x_panel(block, (top + panel + 1).min(panels - 1), panels);
-                fetch(next.wrapping_add(p * part), part);
+                fetch_to_l2(next.wrapping_add(p * part), part);
                 let (scales, starts) = self.row_facts(top + panel);
                 // SAFETY: the panels were packed with these words, the facts of their rows were
                 // written, and only this slot uses the tile.
@@ -443,6 +384,20 @@ impl Pass<'_> {
         // SAFETY: the promise of the caller.
         unsafe { (self.m.floats.finish)(tile, nr, how) };
     }
+}
+
+/// Prefetches the cache lines of `words` words from `at` on to L2. This is only a hint, so any
+/// address is allowed.
+#[inline(always)]
+fn fetch_to_l2(at: *const u32, words: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for line in (0..words).step_by(16) {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: a prefetch never faults, and every x86-64 processor has it.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (at, words);
 }
 
 /// `IntegerMicro::scale` for any instruction set.

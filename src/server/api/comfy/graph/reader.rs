@@ -5,14 +5,11 @@ use std::collections::HashMap;
 use serde_json::{Map, Value};
 
 use super::place::Place;
-use super::scale::{kontext, to_total};
 use super::{
-    Conditioning, Drawing, Guider, Latent, MAX_DEPTH, Model, Output, Picture, Sigmas, Surroundings,
-    UNIT,
+    Conditioning, Drawing, GraphMask, Guider, Latent, MAX_DEPTH, Model, Output, Picture, Sigmas,
+    Surroundings,
 };
-use crate::pipeline::images::image_size;
-use crate::pipeline::request::MAX_SIDE;
-use crate::server::draft::parse_image;
+use crate::pipeline::images::MaskMarks;
 use crate::server::fault::Fault;
 
 /// Follows the links of a graph.
@@ -29,7 +26,7 @@ pub(super) struct Reader<'a> {
 /// A method that reads a linked input of one type.
 macro_rules! linked {
     ($($name:ident: $variant:ident -> $type:ty, $label:literal;)+) => {
-        $(fn $name(&mut self, node: &Place, input: &str) -> Result<$type, Fault> {
+        $(pub(super) fn $name(&mut self, node: &Place, input: &str) -> Result<$type, Fault> {
             match self.link(node, input)? {
                 Output::$variant(value) => Ok(value),
                 _ => Err(node.wrong_type(input, $label)),
@@ -87,7 +84,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The value of an input, which may come from another node.
-    fn value(&mut self, node: &Place, input: &str) -> Result<Value, Fault> {
+    pub(super) fn value(&mut self, node: &Place, input: &str) -> Result<Value, Fault> {
         match &node.inputs[input] {
             Value::Array(_) => match self.link(node, input)? {
                 Output::Value(value) => Ok(value),
@@ -97,7 +94,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn whole(&mut self, node: &Place, input: &str) -> Result<u64, Fault> {
+    pub(super) fn whole(&mut self, node: &Place, input: &str) -> Result<u64, Fault> {
         let value = self.value(node, input)?;
         let real = || value.as_f64().filter(|x| x.fract() == 0.0 && (0.0..1e15).contains(x));
         let text = || value.as_str().and_then(|text| text.trim().parse().ok());
@@ -105,19 +102,19 @@ impl<'a> Reader<'a> {
         found.ok_or_else(|| node.invalid(input, "a whole number from 0"))
     }
 
-    fn count(&mut self, node: &Place, input: &str) -> Result<usize, Fault> {
+    pub(super) fn count(&mut self, node: &Place, input: &str) -> Result<usize, Fault> {
         let number = self.whole(node, input)?;
         usize::try_from(number).map_err(|_| node.invalid(input, "a smaller number"))
     }
 
-    fn real(&mut self, node: &Place, input: &str) -> Result<f32, Fault> {
+    pub(super) fn real(&mut self, node: &Place, input: &str) -> Result<f32, Fault> {
         let value = self.value(node, input)?;
         let text = || value.as_str().and_then(|text| text.trim().parse().ok());
         let found = value.as_f64().or_else(text).map(|x| x as f32).filter(|x| x.is_finite());
         found.ok_or_else(|| node.invalid(input, "a number"))
     }
 
-    fn text(&mut self, node: &Place, input: &str) -> Result<String, Fault> {
+    pub(super) fn text(&mut self, node: &Place, input: &str) -> Result<String, Fault> {
         match self.value(node, input)? {
             Value::String(text) => Ok(text),
             Value::Number(number) => Ok(number.to_string()),
@@ -146,12 +143,35 @@ impl<'a> Reader<'a> {
             | "EmptySD3LatentImage"
             | "EmptyFlux2LatentImage"
             | "RepeatLatentBatch"
+            | "SetLatentNoiseMask"
+            | "VAEEncodeForInpaint"
             | "VAEEncode" => self.start(node).map(Output::Latent),
             "LoadImage" | "LoadImageOutput" | "ETN_LoadImageBase64" | "ETN_LoadImageCache"
                 if slot == 1 =>
             {
-                Ok(Output::Mask)
+                let Picture { bytes, .. } = self.load(node)?;
+                Ok(Output::Mask(GraphMask::new(bytes, MaskMarks::Transparent)))
             }
+            "LoadImageMask" | "ETN_LoadMaskBase64" | "ImageToMask" | "InvertMask" | "GrowMask"
+            | "ThresholdMask" => self.masked(node).map(Output::Mask),
+            "ImagePadForOutpaint" => {
+                let (picture, margins) = self.padded(node)?;
+                Ok(match slot {
+                    0 => Output::Picture(picture),
+                    _ => Output::Mask(GraphMask::Margins(margins)),
+                })
+            }
+            "CLIPVisionLoader" => Ok(Output::ClipVision),
+            "StyleModelLoader" => Ok(Output::StyleModel),
+            "CLIPVisionEncode" => self.seen(node).map(Output::Seen),
+            "StyleModelApply" => self.styled(node).map(Output::Conditioning),
+            "Canny" => self.edges(node).map(Output::Picture),
+            "InpaintModelConditioning" | "InstructPixToPixConditioning" => {
+                self.image_conditioning(node, slot)
+            }
+            "ImageCompositeMasked" | "ETN_ApplyMaskToImage" => self.put_back(node),
+            // Masks with gray pixels are always drawn like that.
+            "DifferentialDiffusion" => self.model(node, "model").map(Output::Model),
             "LoadImage" | "LoadImageOutput" | "ETN_LoadImageBase64" | "ETN_LoadImageCache" => {
                 self.load(node).map(Output::Picture)
             }
@@ -258,116 +278,17 @@ impl<'a> Reader<'a> {
             _ => (self.text(node, "text")?, None),
         };
         let loras = self.clip(node, "clip")?;
-        let (node, references) = (node.id.clone(), Vec::new());
-        Ok(Conditioning { node, text, loras, guidance, references, is_zero: false })
-    }
-
-    fn start(&mut self, node: &Place) -> Result<Latent, Fault> {
-        match node.class {
-            "VAEEncode" => match self.link(node, "pixels")? {
-                Output::Picture(picture) => Ok(Latent::Encoded { picture, count: 1 }),
-                Output::Images { .. } => {
-                    Err(node.unsupported("it starts from an image of another sampler"))
-                }
-                _ => Err(node.wrong_type("pixels", "IMAGE")),
-            },
-            "RepeatLatentBatch" => {
-                let amount = self.count(node, "amount")?;
-                match self.latent(node, "samples")? {
-                    Latent::Empty { width, height, count } => {
-                        Ok(Latent::Empty { width, height, count: count.saturating_mul(amount) })
-                    }
-                    Latent::Encoded { picture, count } => {
-                        Ok(Latent::Encoded { picture, count: count.saturating_mul(amount) })
-                    }
-                    Latent::Drawn(_) => Err(node.unsupported("it repeats a drawn latent")),
-                }
-            }
-            _ => {
-                let (mut width, mut height) =
-                    (self.count(node, "width")?, self.count(node, "height")?);
-                if node.class == "EmptyFlux2LatentImage" {
-                    // It cuts what is measured of an image to whole tokens.
-                    let unit = UNIT as usize;
-                    let cut = (width / unit * unit, height / unit * unit);
-                    if cut != (width, height) {
-                        let (width, height) = cut;
-                        self.notes.push(format!(
-                            "drawn at {width}x{height}: sides must be multiples of {unit}"
-                        ));
-                    }
-                    (width, height) = cut;
-                }
-                let has_count = node.inputs.get("batch_size").is_some();
-                let count = if has_count { self.count(node, "batch_size")? } else { 1 };
-                Ok(Latent::Empty { width, height, count })
-            }
-        }
-    }
-
-    fn load(&mut self, node: &Place) -> Result<Picture, Fault> {
-        let missing = || node.invalid("image", "the name of an image that was uploaded");
-        let bytes = match node.class {
-            "ETN_LoadImageBase64" => {
-                let text = self.text(node, "image")?;
-                parse_image("image", &text).map_err(|f| node.invalid("image", &f.message))?
-            }
-            "ETN_LoadImageCache" => {
-                let id = self.text(node, "id")?;
-                self.around.cached_image(&id).ok_or_else(missing)?
-            }
-            _ => {
-                let name = self.text(node, "image")?;
-                self.around.image(&name).ok_or_else(missing)?
-            }
-        };
-        let size = image_size(&bytes, u64::MAX);
-        let size = size.map_err(|e| node.invalid("image", &Fault::from(e).message))?;
-        Ok(Picture { bytes, size })
-    }
-
-    /// The image that a node changes.
-    fn picture(&mut self, node: &Place) -> Result<Picture, Fault> {
-        match self.link(node, "image")? {
-            Output::Picture(picture) => Ok(picture),
-            Output::Images { .. } => Err(node.unsupported("it takes a drawn image")),
-            _ => Err(node.wrong_type("image", "IMAGE")),
-        }
-    }
-
-    fn scale(&mut self, node: &Place) -> Result<Picture, Fault> {
-        let picture = self.picture(node)?;
-        let size = match node.class {
-            "FluxKontextImageScale" => kontext(picture.size),
-            "ImageScaleToTotalPixels" => {
-                let megapixels = self.real(node, "megapixels")?;
-                let has_steps = node.inputs.get("resolution_steps").is_some();
-                let steps = if has_steps { self.whole(node, "resolution_steps")? } else { 1 };
-                let steps = u32::try_from(steps).unwrap_or(u32::MAX);
-                to_total(picture.size, megapixels, steps)
-                    .ok_or_else(|| node.invalid("megapixels", "a smaller number"))?
-            }
-            _ => self.scaled_size(node, picture.size)?,
-        };
-        Ok(Picture { size, ..picture })
-    }
-
-    /// The size of `ImageScale`.
-    fn scaled_size(&mut self, node: &Place, from: (u32, u32)) -> Result<(u32, u32), Fault> {
-        let (width, height) = (self.count(node, "width")?, self.count(node, "height")?);
-        if width.max(height) > MAX_SIDE {
-            return Err(node.invalid("width", "a smaller size"));
-        }
-        let (from_width, from_height) = (from.0 as f64, from.1 as f64);
-        // 0 keeps the aspect ratio.
-        let size = match (width as f64, height as f64) {
-            (0.0, 0.0) => (from_width, from_height),
-            (0.0, height) => (from_width * height / from_height, height),
-            (width, 0.0) => (width, from_height * width / from_width),
-            size => size,
-        };
-        let side = |pixels: f64| pixels.round().clamp(1.0, MAX_SIDE as f64) as u32;
-        Ok((side(size.0), side(size.1)))
+        let (node, references, styles, control) = (node.id.clone(), Vec::new(), Vec::new(), None);
+        Ok(Conditioning {
+            node,
+            text,
+            loras,
+            guidance,
+            references,
+            control,
+            styles,
+            is_zero: false,
+        })
     }
 
     /// Every sampler is drawn as Euler, since that is what there is.

@@ -59,7 +59,7 @@ mod tests {
     fn a_picture_is_scaled_only_where_a_node_says_so() {
         let image = Image { width: 100, height: 50, rgb: vec![9; 100 * 50 * 3] };
         let bytes: Bytes = encode(&image, Format::Png, 90, "").unwrap().into();
-        let picture = |size| Picture { bytes: bytes.clone(), size };
+        let picture = |size| Picture { bytes: bytes.clone(), size, margins: None, is_edges: false };
         assert_eq!(file_of(&picture((100, 50))).unwrap(), bytes);
         let scaled = decode(&file_of(&picture((64, 64))).unwrap()).unwrap();
         assert_eq!((scaled.width, scaled.height), (64, 64));

@@ -8,9 +8,14 @@ struct Nothing;
 
 impl Surroundings for Nothing {
     fn image(&self, name: &str) -> Option<Bytes> {
-        let image = Image { width: 100, height: 50, rgb: vec![9; 100 * 50 * 3] };
-        let png = || encode(&image, Format::Png, 90, "").unwrap();
-        (name == "photo.png").then(|| png().into())
+        let rgb = match name {
+            "photo.png" => vec![9; 100 * 50 * 3],
+            // White on the right.
+            "mask.png" => (0..100 * 50).flat_map(|i| [255 * u8::from(i % 100 >= 60); 3]).collect(),
+            _ => return None,
+        };
+        let image = Image { width: 100, height: 50, rgb };
+        Some(encode(&image, Format::Png, 90, "").unwrap().into())
     }
 
     fn cached_image(&self, id: &str) -> Option<Bytes> {
@@ -265,6 +270,146 @@ fn reference_latents_are_references_in_their_order_and_size() {
         (json!({"7/megapixels": 1000}), "ImageScaleToTotalPixels#7"),
     ] {
         let fault = read(&with(&edit(), change)).unwrap_err();
+        assert_eq!(fault.parameter.as_deref(), Some(class), "{}", fault.message);
+    }
+}
+
+/// A graph that repaints a part of an image.
+fn inpaint() -> Value {
+    let mut graph = simple();
+    let more = json!({
+        "20": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "21": {"class_type": "LoadImageMask", "inputs": {"image": "mask.png", "channel": "red"}},
+        "22": {"class_type": "VAEEncode", "inputs": {"pixels": ["20", 0], "vae": ["4", 2]}},
+        "23": {"class_type": "SetLatentNoiseMask", "inputs":
+            {"samples": ["22", 0], "mask": ["21", 0]}},
+        "24": {"class_type": "ImageCompositeMasked", "inputs":
+            {"destination": ["20", 0], "source": ["8", 0], "x": 0, "y": 0, "resize_source": false,
+             "mask": ["21", 0]}},
+    });
+    graph.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    graph["3"]["inputs"]["latent_image"] = json!(["23", 0]);
+    graph["9"]["inputs"]["images"] = json!(["24", 0]);
+    with(&graph, json!({"4/ckpt_name": "dev", "3/steps": 4, "3/denoise": 0.5}))
+}
+
+/// First column, and columns, of what is repainted.
+fn repainted(meaning: &Meaning) -> (usize, usize) {
+    let part = meaning.mask.as_ref().unwrap().repainted.unwrap();
+    (part.x, part.width)
+}
+
+#[test]
+fn masks_are_parts_of_the_request() {
+    let meaning = read(&inpaint()).unwrap();
+    let request = Request::new("a fox").seed(u64::MAX).steps(8).strength(0.5).count(1);
+    assert_eq!(meaning.request, request);
+    assert_eq!(repainted(&meaning), (60, 40));
+    assert_eq!(image_size(meaning.input.as_ref().unwrap(), u64::MAX).unwrap(), (100, 50));
+    let mut graph = inpaint();
+    graph["30"] = json!({"class_type": "InvertMask", "inputs": {"mask": ["21", 0]}});
+    graph["31"] = json!({"class_type": "GrowMask", "inputs":
+        {"mask": ["30", 0], "expand": 5, "tapered_corners": true}});
+    graph["32"] = json!({"class_type": "DifferentialDiffusion", "inputs": {"model": ["4", 0]}});
+    let graph = with(&graph, json!({"23/mask": ["31", 0], "3/model": ["32", 0]}));
+    assert_eq!(repainted(&read(&graph).unwrap()), (0, 65));
+    let encoded = json!({"class_type": "VAEEncodeForInpaint", "inputs":
+        {"pixels": ["20", 0], "vae": ["4", 2], "mask": ["21", 0], "grow_mask_by": 6}});
+    let mut graph = inpaint();
+    graph["23"] = encoded;
+    let meaning = read(&graph).unwrap();
+    assert_eq!((repainted(&meaning), meaning.notes.len()), ((57, 43), 1));
+    // The mask has the size of the image in any case.
+    let mut graph = inpaint();
+    graph["40"] = json!({"class_type": "ImageScale", "inputs":
+        {"image": ["20", 0], "width": 200, "height": 100}});
+    graph["22"]["inputs"]["pixels"] = json!(["40", 0]);
+    let meaning = read(&graph).unwrap();
+    assert_eq!(meaning.mask.unwrap().size, (200, 100));
+    assert_eq!(image_size(&meaning.input.unwrap(), u64::MAX).unwrap(), (200, 100));
+    for (change, class) in [
+        // An opaque image has no mask.
+        (json!({"23/mask": ["20", 1]}), "KSampler#3"),
+        (json!({"24/x": 8}), "ImageCompositeMasked#24"),
+        (json!({"3/latent_image": ["22", 0]}), "ImageCompositeMasked#24"),
+        (json!({"21/channel": "hue"}), "LoadImageMask#21"),
+        (json!({"24/class_type": "INPAINT_MaskedFill"}), "INPAINT_MaskedFill#24"),
+    ] {
+        let fault = read(&with(&inpaint(), change)).unwrap_err();
+        assert_eq!(fault.parameter.as_deref(), Some(class), "{}", fault.message);
+    }
+}
+
+#[test]
+fn conditioning_with_images_is_that_of_fill_and_control_models() {
+    let mut graph = inpaint();
+    graph["23"] = json!({"class_type": "InpaintModelConditioning", "inputs":
+        {"positive": ["6", 0], "negative": ["7", 0], "vae": ["4", 2], "pixels": ["20", 0],
+         "mask": ["21", 0], "noise_mask": true}});
+    let fill = with(
+        &graph,
+        json!({"3/positive": ["23", 0], "3/negative": ["23", 1],
+                                   "3/latent_image": ["23", 2], "3/denoise": 1}),
+    );
+    let meaning = read(&fill).unwrap();
+    assert_eq!((repainted(&meaning), meaning.request.strength), ((60, 40), Some(1.0)));
+    assert!(meaning.control.is_none());
+
+    graph["33"] = json!({"class_type": "ImagePadForOutpaint", "inputs":
+        {"image": ["20", 0], "left": 16, "top": 0, "right": 0, "bottom": 8, "feathering": 40}});
+    let wide = json!({"3/positive": ["23", 0], "3/negative": ["23", 1],
+                      "3/latent_image": ["23", 2], "3/denoise": 1, "23/pixels": ["33", 0],
+                      "23/mask": ["33", 1], "9/images": ["8", 0]});
+    let meaning = read(&with(&graph, wide.clone())).unwrap();
+    assert_eq!(meaning.request.outpaint.unwrap().to_string(), "16,0,0,8");
+    assert!(meaning.mask.is_none() && meaning.notes.is_empty());
+    let mut other = with(&graph, wide);
+    other["23"]["inputs"]["mask"] = json!(["21", 0]);
+    assert!(read(&other).unwrap_err().message.contains("margins"));
+
+    let mut graph = simple();
+    graph["20"] = json!({"class_type": "LoadImage", "inputs": {"image": "photo.png"}});
+    graph["21"] = json!({"class_type": "Canny", "inputs":
+        {"image": ["20", 0], "low_threshold": 0.15, "high_threshold": 0.3}});
+    graph["22"] = json!({"class_type": "InstructPixToPixConditioning", "inputs":
+        {"positive": ["6", 0], "negative": ["7", 0], "vae": ["4", 2], "pixels": ["21", 0]}});
+    let control = with(
+        &graph,
+        json!({"3/positive": ["22", 0], "3/negative": ["22", 1],
+                                      "3/latent_image": ["22", 2], "4/ckpt_name": "canny"}),
+    );
+    let meaning = read(&control).unwrap();
+    let size = (meaning.request.width, meaning.request.height);
+    assert_eq!((size, meaning.notes.len()), ((Some(96), Some(48)), 1));
+    assert_eq!(image_size(&meaning.control.unwrap(), u64::MAX).unwrap(), (100, 50));
+    assert!(meaning.input.is_none());
+}
+
+#[test]
+fn style_models_see_an_image() {
+    let mut graph = simple();
+    let more = json!({
+        "20": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "21": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "sigclip.safetensors"}},
+        "22": {"class_type": "CLIPVisionEncode", "inputs":
+            {"clip_vision": ["21", 0], "image": ["20", 0], "crop": "center"}},
+        "23": {"class_type": "StyleModelLoader", "inputs":
+            {"style_model_name": "flux1-redux-dev.safetensors"}},
+        "24": {"class_type": "StyleModelApply", "inputs":
+            {"conditioning": ["6", 0], "style_model": ["23", 0], "clip_vision_output": ["22", 0],
+             "strength": 0.5, "strength_type": "multiply"}},
+    });
+    graph.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let graph = with(&graph, json!({"3/positive": ["24", 0], "4/ckpt_name": "dev"}));
+    let meaning = read(&graph).unwrap();
+    let [(image, strength)] = meaning.styles.as_slice() else { panic!("one style") };
+    assert_eq!((image_size(image, u64::MAX).unwrap(), *strength), ((100, 50), 0.5));
+    assert_eq!(meaning.notes.len(), 1);
+    for (change, class) in [
+        (json!({"24/strength_type": "attn_bias"}), "StyleModelApply#24"),
+        (json!({"24/style_model": ["21", 0]}), "StyleModelApply#24"),
+    ] {
+        let fault = read(&with(&graph, change)).unwrap_err();
         assert_eq!(fault.parameter.as_deref(), Some(class), "{}", fault.message);
     }
 }
