@@ -46,7 +46,7 @@ pub struct FrontBroker {
 }
 
 impl FrontBroker {
-    /// Joins the cluster of `options`: reads all its jobs, and takes part in giving them to workers.
+    /// Joins the cluster of `options`: reads its jobs, and takes part in giving them to workers.
     /// At most `max_queued` jobs may wait.
     ///
     /// # Errors
