@@ -81,8 +81,7 @@ impl Link {
     /// Sends `value` to whoever listens to `subject`.
     pub async fn send(&self, subject: &str, value: &impl Serialize) {
         let bytes = serde_json::to_vec(value).unwrap_or_default();
-        // While there is no connection, what is sent waits for it or is lost: nothing depends on
-        // it.
+        // Without a connection, what is sent waits for one or is lost: nothing depends on it.
         self.client.publish(self.subject(subject), bytes.into()).await.ok();
     }
 
@@ -129,8 +128,8 @@ impl Link {
         }
     }
 
-    /// Changes the job called `id` to what `next` returns for it. Where others change it at the
-    /// same time, `next` is called again with what they have made of it.
+    /// Changes the job called `id` to what `next` returns for it. If others change it at the same
+    /// time, `next` is called again with what they have made of it.
     ///
     /// # Errors
     /// 503.
