@@ -54,7 +54,6 @@ fn a_jpeg_that_becomes_smaller_is_read_by_rows_as_it_is_decoded() {
         files.push(jpeg(&image, |e| {
             e.set_sampling_factor(factor);
             e.set_restart_interval(5);
-            e.set_optimized_huffman_tables(true);
         }));
     }
     let gray: Vec<u8> = image.rgb.as_chunks::<3>().0.iter().map(|p| p[1]).collect();

@@ -162,7 +162,8 @@ pub trait Broker: Send + Sync {
     /// How often a job is given to a worker before it counts as the cause of its failures.
     fn max_attempts(&self) -> u32;
 
-    /// What other processes say, for the one that asks first. A broker of one machine hears nothing.
+    /// What other processes say, for the one that asks first. A broker of one machine hears
+    /// nothing.
     fn news(&self) -> Option<UnboundedReceiver<News>> {
         None
     }

@@ -80,7 +80,9 @@ fn both_sequences_of_true_cfg_read_the_kept_references() {
 fn kept_references_under_a_small_budget_give_the_same_bits() {
     let [_, golden] = goldens();
     let mut engine = kept(&golden).engine(&f32_options());
-    let request = request(&golden).reference(picture(&golden, 1));
+    // A large reference, so that denoising needs the most memory.
+    let rgb = (0..3 * 384 * 256).map(|i| (i * 7919 % 251) as u8).collect();
+    let request = request(&golden).reference(Image { width: 384, height: 256, rgb });
     let want = engine.generate(&request).unwrap().latents;
     let plan = engine.plan(&request).unwrap();
     let phases: Vec<_> = plan.phases.iter().map(|p| p.phase).collect();
