@@ -95,7 +95,8 @@ fn kept_references_under_a_small_budget_give_the_same_bits() {
     }
     engine.limit_memory(high).unwrap();
     let plan = engine.plan(&request).unwrap();
-    assert!(plan.phases.iter().any(|p| p.streamed_bytes_per_run > 0), "{plan}");
+    let is_small = plan.phases.iter().any(|p| p.streamed_bytes_per_run > 0 || p.bands > 0);
+    assert!(is_small, "{plan}");
     assert!(engine.generate(&request).unwrap().latents == want);
 }
 
