@@ -134,9 +134,12 @@ pub struct WeightKey {
     /// For a factor of a side matrix (a LoRA): which set of side matrices it belongs to. 0 for the
     /// model's own weights.
     pub side_set: u32,
+    /// The opened network (a ControlNet) that is not a part of the model and has the weight. 0 for
+    /// the model's own weights.
+    pub owner: u32,
     /// Number of the program within a generation.
     pub phase: u32,
-    /// [`Weight::id`] within the program.
+    /// The number of the weight among those of the program that the same network has.
     pub id: u32,
 }
 

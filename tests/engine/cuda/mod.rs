@@ -96,6 +96,11 @@ fn fill_kontext_and_siglip_give_the_same_bits_with_every_budget() {
     same_bits_with_every_budget(&[Denoiser::fill, Denoiser::kontext, Denoiser::siglip]);
 }
 
+#[test]
+fn controlnets_give_the_same_bits_with_every_budget() {
+    same_bits_with_every_budget(&[Denoiser::controlled]);
+}
+
 fn same_bits_with_every_budget(programs: &[fn(DType) -> Denoiser]) {
     let Some(driver) = driver::get() else { return };
     let _turn = driver::take_turn();

@@ -46,8 +46,8 @@ pub struct FrontBroker {
 }
 
 impl FrontBroker {
-    /// Joins the cluster of `options`: reads all its jobs, and takes part in giving them to workers.
-    /// At most `max_queued` jobs may wait.
+    /// Joins the cluster of `options`: reads all its jobs, and takes part in giving them to
+    /// workers. At most `max_queued` jobs may wait.
     ///
     /// # Errors
     /// Those of [`Link::connect`], and [`Kind::Device`](crate::error::Kind::Device) if the jobs do

@@ -66,7 +66,7 @@ impl WorkerBroker {
         stop: Arc<dyn Fn() -> bool + Send + Sync>,
     ) -> Result<WorkerBroker> {
         let id = random_hex(8)?;
-        let link = Link::connect(options, "flux-fast worker").await?;
+        let link = Link::connect(options, "flux-fast-worker").await?;
         let (sender, news) = unbounded_channel();
         let due = Arc::new(Mutex::new(Instant::now()));
         tokio::spawn(hear(link.clone(), id.clone(), sender, due.clone()));
