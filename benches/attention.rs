@@ -83,7 +83,7 @@ fn bench(
             backend.load(key, Place::Resident(0), weight, Use::Vector).expect("loads");
             places.weights.push(key);
         }
-        let step = Step { op, label: label.into() };
+        let step = Step { op, label: label.into(), net: 0 };
         group.bench_function(BenchmarkId::from_parameter(variant), |b| {
             b.iter(|| backend.run(&step, &places).expect("runs"));
         });

@@ -9,7 +9,7 @@ Count = collections.namedtuple('Count', 'instructions mma loop loop_mma local')
 
 
 def instructions(text):
-    """The mnemonics of a function in order, and the loops: (first, last) of each branch backwards."""
+    """The mnemonics of a function, and its loops: (first, last) of each branch backwards."""
     words, labels, branches = [], {}, []
     for line in text.splitlines():
         if label := re.match(r'\s*(\.L_x_\d+):', line):

@@ -25,6 +25,7 @@
 //! | `hub` | downloads from the Hugging Face hub |
 //! | `embedded` | the small model inside the program (35 MB) |
 //! | `server` | [`server`]: jobs over HTTP |
+//! | `nats` | several machines behind one server, over NATS |
 //! | `cli` | the command line, for the program of this package |
 //!
 //! All are in the default; without any the library still runs on the CPU. The library changes no

@@ -59,6 +59,7 @@ pub const PARAMETERS: &[&str] = &[
     "mask_padding",
     "outpaint",
     "control",
+    "controlnet",
     "reference",
     "style",
     "lora",

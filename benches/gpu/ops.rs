@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use criterion::{Criterion, Throughput};
 use flux_fast::dtype::DType;
+use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::op::{
     Attention, Conv2d, ConvShape, Epilogue, GeluMul, GroupNorm, GroupStatistics, LayerNormModulate,
     Linear, Op, Pairs, QkNormRope, RmsNorm, Step,
@@ -161,6 +162,18 @@ impl Bench<'_> {
         self.case(&format!("linear.{rows}x{k}x{n}.{short}"), op, op.flops());
     }
 
+    /// The same in 8-bit integers, with x rotated and quantised.
+    fn integers(&mut self, rows: usize, k: usize, n: usize) {
+        let (x, w) = (self.act(rows, k), self.weight(n, k, DType::I8));
+        let out = self.act(rows, n);
+        let weight = &mut self.weights[w.id as usize];
+        let rotation = Rotation::of_columns(k);
+        weight.int8 = Some(Int8 { rotation });
+        weight.parts[0].rotation = rotation;
+        let op = Op::Linear(Linear::plain(x.all(), w, out.all()));
+        self.case(&format!("linear.{rows}x{k}x{n}.int8"), op, op.flops());
+    }
+
     fn attention(&mut self, tokens: usize, heads: usize, dim: usize) {
         let (qkv, out) = (self.act(tokens, 3 * heads * dim), self.act(tokens, heads * dim));
         let part = |i| qkv.columns(i * heads * dim, heads * dim);
@@ -228,6 +241,9 @@ pub fn run(asked: &Asked) {
         for (k, n) in [(3072, 9216), (3072, 12288), (12288, 3072), (15360, 3072), (3072, 21504)] {
             for dtype in [DType::BF16, DType::F8E4M3] {
                 bench.linear(rows, k, n, dtype);
+            }
+            if bench.device.api == "cuda" {
+                bench.integers(rows, k, n);
             }
         }
     }

@@ -134,9 +134,12 @@ pub struct WeightKey {
     /// For a factor of a side matrix (a LoRA): which set of side matrices it belongs to. 0 for the
     /// model's own weights.
     pub side_set: u32,
+    /// The opened network (a ControlNet) that is not a part of the model and has the weight. 0 for
+    /// the model's own weights.
+    pub owner: u32,
     /// Number of the program within a generation.
     pub phase: u32,
-    /// [`Weight::id`] within the program.
+    /// The number of the weight among those of the program that the same network has.
     pub id: u32,
 }
 
@@ -247,8 +250,10 @@ pub trait Backend: Send {
         Ok(true)
     }
 
-    /// Sets how much host memory the device may use for weights that it copies, in bytes.
-    fn allow_host(&mut self, _bytes: u64) {}
+    /// Sets how much host memory the device may use for weights that it copies, in bytes. The
+    /// largest program that runs several times copies `passing` bytes in each run: the device may
+    /// prepare memory for them.
+    fn allow_host(&mut self, _bytes: u64, _passing: u64) {}
 
     /// Writes `bytes` at `offset` of the arena, after all queued steps.
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()>;

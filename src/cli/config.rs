@@ -22,7 +22,7 @@ use crate::host;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Options that are about one call and have no default in a file.
-const NOT_DEFAULTS: [&str; 13] = [
+const NOT_DEFAULTS: [&str; 14] = [
     "prompt",
     "prompt-file",
     "json",
@@ -34,6 +34,7 @@ const NOT_DEFAULTS: [&str; 13] = [
     "init-img",
     "mask",
     "control",
+    "controlnet",
     "outpaint",
     "runs",
 ];

@@ -111,6 +111,7 @@ struct GpuFacts {
 
 /// What the driver made of one kernel.
 #[derive(Debug, Serialize)]
+#[cfg_attr(not(feature = "cuda"), allow(dead_code))]
 struct KernelRow {
     name: &'static str,
     threads: u32,

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
 use super::progress::{self, Progress};
-use super::start_image::{SeenImages, StartImage};
+use super::start_image::{SeenImages, StartImage, load_control_image};
 use super::target::Target;
-use super::values::{Budget, Seed, Size};
+use super::values::{Budget, ControlNetArg, Seed, Size};
 use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
@@ -19,7 +19,9 @@ use crate::pipeline::images::{
 use crate::pipeline::models::ModelPlaces;
 use crate::pipeline::request::{Generated, MIN_SIDE, Options, Request, Settings};
 use crate::pipeline::schedule::ScheduleConfig;
-use crate::pipeline::{Engine, find_recorded_loras, recorded_model, work};
+use crate::pipeline::{
+    Engine, find_recorded_controlnets, find_recorded_loras, recorded_model, work,
+};
 use crate::units;
 
 /// How many times the usual work of a model an image file may ask for.
@@ -104,6 +106,8 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
     }
     let beside = args.image.parent().unwrap_or(Path::new(""));
     find_recorded_loras(&mut request, settings, &places, beside)
+        .map_err(|e| e.at_path(&args.image))?;
+    find_recorded_controlnets(&mut request, settings, &places, beside)
         .map_err(|e| e.at_path(&args.image))?;
     let recorded = Some(Again { args: &args, found: &found });
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
@@ -209,6 +213,17 @@ pub fn fill(
         typed.control = Some(load_init_image(path)?);
     }
     seen.add_to(&mut typed);
+    for (i, ControlNetArg { choice, image }) in args.controlnets.iter().enumerate() {
+        typed.control_images.push(load_control_image(image)?);
+        typed.controlnets.push(match choice.name.is_empty() {
+            false => choice.clone(),
+            true => request.controlnets.get(i).cloned().ok_or_else(|| {
+                Error::argument("there is no ControlNet for this image")
+                    .at_parameter_value("controlnet", image.display())
+                    .try_("{controlnet=FILE:IMAGE}")
+            })?,
+        });
+    }
     request.replace_with(typed);
     if args.seed == Some(Seed::Random) {
         request.seed = None;

@@ -11,6 +11,7 @@ use super::output;
 use crate::error::Result;
 use crate::pipeline::embedded_model;
 use crate::pipeline::models::{Listing, ModelKind, ModelPlaces};
+use crate::spec::Role;
 use crate::text::one_line;
 use crate::units;
 
@@ -53,12 +54,17 @@ fn embedded() -> Option<Listing> {
 /// The sections of the list: title (with the option to use; `{}` is those of components) and the
 /// kinds in it.
 #[allow(clippy::type_complexity, reason = "a table that is read in one place")]
-const SECTIONS: [(&str, fn(ModelKind) -> bool); 3] = [
+const SECTIONS: [(&str, fn(ModelKind) -> bool); 4] = [
     ("models (--model)", |kind| kind == ModelKind::Model),
-    ("components ({}; found automatically next to a model or in these folders)", |kind| {
-        matches!(kind, ModelKind::Part(_))
-    }),
+    (
+        "components ({}; found automatically next to a model or in these folders)",
+        |kind| matches!(kind, ModelKind::Part(part) if part.role != Role::Control),
+    ),
     ("LoRAs (--lora, or <lora:NAME:STRENGTH> in the prompt)", |kind| kind == ModelKind::Lora),
+    (
+        "ControlNets (--controlnet NAME:IMAGE)",
+        |kind| matches!(kind, ModelKind::Part(part) if part.role == Role::Control),
+    ),
 ];
 
 /// The list as text. `embedded` is in most builds, so it does not count as found.

@@ -13,7 +13,7 @@ use crate::host::process_environment;
 use crate::library::file_names::is_first_of_weights;
 use crate::pipeline::hub::{self, PullOptions, PullProgress, Pulled, Selection};
 use crate::pipeline::models::{ModelKind, describe};
-use crate::spec::FAMILIES;
+use crate::spec::{FAMILIES, Role};
 use crate::units;
 
 /// Downloads, then prints the folder and a command that uses the files.
@@ -147,6 +147,9 @@ impl Usage {
         let mut parts: Vec<(String, String)> = vec![];
         for (name, (kind, _)) in &found {
             let ModelKind::Part(component) = kind else { continue };
+            if component.role == Role::Control {
+                continue;
+            }
             let flag = format!("--{}", component.option.unwrap_or("model"));
             if parts.iter().all(|(known, _)| *known != flag) {
                 parts.push((flag, name.clone()));
@@ -172,6 +175,10 @@ impl Usage {
             (None, [(name, (kind, what)), ..]) => match kind {
                 ModelKind::Lora => {
                     format!("{name} is a {what}: use it with --lora {}", quoted(name))
+                }
+                ModelKind::Part(part) if part.role == Role::Control => {
+                    let typed = quoted(&format!("{name}:IMAGE"));
+                    format!("{name} is a {what}: use it with --controlnet {typed}")
                 }
                 _ => format!("{name} cannot be used: {what}"),
             },

@@ -48,6 +48,11 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
             .try_("flux-fast remote http://127.0.0.1:8188 \"a fox\"".to_string()));
     }
     let start = StartImage::open(&args.request, Budget::Auto)?;
+    if !args.request.controlnets.is_empty() {
+        return Err(Error::argument("ControlNets are not sent to a server yet")
+            .at("--controlnet")
+            .try_("draw it on this machine"));
+    }
     let seen = SeenImages::load(&args.request, None)?;
     let mut requests = Vec::new();
     for prompt in prompts {

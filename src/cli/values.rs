@@ -11,7 +11,8 @@ use crate::backend::{Compute, Device, KernelChoice};
 use crate::error::Error;
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{
-    AspectRatio, LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE, MAX_STYLE_STRENGTH, Margins,
+    AspectRatio, ControlMode, ControlNetChoice, LoraChoice, MAX_LORA_STRENGTH, MAX_SIDE,
+    MAX_STYLE_STRENGTH, Margins,
 };
 use crate::units::ByteSize;
 
@@ -63,6 +64,57 @@ where
 /// A parser of numbers in `range`. NaN is in no range.
 pub fn real(range: RangeInclusive<f32>) -> impl Fn(&str) -> Parsed<f32> + Clone {
     move |text| number(text, "a number from", &range)
+}
+
+/// The value of `--controlnet`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ControlNetArg {
+    /// The ControlNet; its name is empty where that of a recorded image is meant.
+    pub choice: ControlNetChoice,
+    /// The file of the image that it sees.
+    pub image: PathBuf,
+}
+
+/// `FILE:IMAGE[:STRENGTH[:START-END]]`, and `,mode=NAME` or `,edges` behind it.
+pub fn controlnet(text: &str) -> Parsed<ControlNetArg> {
+    const EXPECTED: &str = "expected FILE:IMAGE, such as union.safetensors:pose.png:0.7:0-0.8";
+    let (mut rest, mut mode, mut edges) = (text, None, false);
+    while let Some((before, option)) = rest.rsplit_once(',') {
+        match option.split_once('=') {
+            Some(("mode", name)) => mode = Some(typed::<ControlMode>(name)?),
+            None if option == "edges" => edges = true,
+            _ => break,
+        }
+        rest = before;
+    }
+    let part = |text: &str| {
+        let (start, end) = text.split_once('-')?;
+        Some((start.parse::<f32>().ok()?, end.parse::<f32>().ok()?))
+    };
+    let (mut strength, mut steps) = (1.0, (0.0, 1.0));
+    if let Some((before, last)) = rest.rsplit_once(':') {
+        match (part(last), last.parse()) {
+            (Some(part), _) => {
+                let (before, number) = before.rsplit_once(':').ok_or(EXPECTED)?;
+                let wrong =
+                    "expected a strength before the part of the steps: FILE:IMAGE:0.7:0-0.8";
+                (rest, strength, steps) = (before, number.parse().map_err(|_| wrong)?, part);
+            }
+            (None, Ok(number)) => (rest, strength) = (before, number),
+            (None, Err(_)) => {}
+        }
+    }
+    // The colon behind the letter of a drive is a part of the path.
+    let is_drive = |at: usize| {
+        at == 1
+            && rest.as_bytes()[0].is_ascii_alphabetic()
+            && rest[at + 1..].starts_with(['\\', '/'])
+    };
+    let colon = rest.match_indices(':').map(|(at, _)| at).find(|at| !is_drive(*at));
+    let colon = colon.filter(|at| at + 1 < rest.len()).ok_or(EXPECTED)?;
+    let (name, image) = (&rest[..colon], PathBuf::from(&rest[colon + 1..]));
+    let choice = ControlNetChoice::new(name, strength).steps(steps.0, steps.1);
+    Ok(ControlNetArg { choice: ControlNetChoice { mode, edges, ..choice }, image })
 }
 
 fn number<T: FromStr + PartialOrd + Display>(
@@ -297,6 +349,22 @@ mod tests {
         assert_eq!((budget("auto"), budget("AUTO")), (Ok(Budget::Auto), Ok(Budget::Auto)));
         assert_eq!(budget("12G"), Ok(Budget::Bytes(ByteSize(12_000_000_000))));
         assert!(budget("8X").unwrap_err().starts_with("expected auto, or a size"));
+    }
+
+    #[test]
+    fn controlnets_have_an_image_and_may_have_more() {
+        let read = |text: &str| controlnet(text).map(|arg| (arg.choice, arg.image));
+        let choice = |name: &str| ControlNetChoice::new(name, 1.0);
+        assert_eq!(read("a:b.png"), Ok((choice("a"), "b.png".into())));
+        let full = ControlNetChoice::new("a", 0.7).steps(0.1, 0.8).mode(ControlMode(4)).edges();
+        assert_eq!(read("a:b.png:0.7:0.1-0.8,mode=pose,edges"), Ok((full, "b.png".into())));
+        assert_eq!(read(":b,c.png"), Ok((choice(""), "b,c.png".into())));
+        let strong = ControlNetChoice::new("C:\\a.safetensors", 0.5);
+        assert_eq!(read("C:\\a.safetensors:D:\\b.png:0.5"), Ok((strong, "D:\\b.png".into())));
+        for text in ["a", "a:", "", "C:\\a", "a:0-1", "a:b:x:0-1"] {
+            assert!(controlnet(text).unwrap_err().starts_with("expected"), "{text}");
+        }
+        assert!(controlnet("a:b,mode=sketch").unwrap_err().contains("canny, tile"));
     }
 
     #[test]

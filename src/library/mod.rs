@@ -28,5 +28,7 @@ pub use checkpoint::Checkpoint;
 pub use inspect::{Inspection, inspect, inspect_among};
 pub use lookup::ModelFiles;
 pub(crate) use open::open_shapes;
-pub use open::{Files, open, open_among, open_bytes, open_only, open_source, open_source_among};
+pub use open::{
+    Files, open, open_among, open_bytes, open_component, open_only, open_source, open_source_among,
+};
 pub use recorded::file_hash;

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::model::{Flux2Config, FluxConfig, TensorShapes, TensorSpec};
+use crate::model::{ControlConfig, Flux2Config, FluxConfig, TensorShapes, TensorSpec};
 use crate::model::{flux1 as flux1_model, flux2 as flux2_model};
 use crate::spec;
 use crate::spec::foreign;
@@ -86,6 +86,11 @@ pub fn flux2(weights: &ComponentWeights) -> Result<(Flux2Config, Vec<String>)> {
         .try_("use FLUX.2 [klein] 4B or 9B, or ComfyUI for this model"));
     }
     network(weights, Flux2Config::read, flux2_model::tensors)
+}
+
+/// The same for a ControlNet for FLUX.1.
+pub fn controlnet(weights: &ComponentWeights) -> Result<(ControlConfig, Vec<String>)> {
+    network(weights, ControlConfig::read, flux1_model::control::control_tensors)
 }
 
 /// How many pixels a latent pixel is wide for a transformer that reads the latents of an image and

@@ -17,6 +17,7 @@ use super::unit::{Unit, unit_of, units};
 use crate::error::{Error, Kind, Result};
 use crate::spec::{Component, FAMILIES, Families};
 use crate::tensor::ByteSource;
+use crate::weights::ComponentWeights;
 use crate::weights::container::file::{WeightFile, read_header};
 use crate::weights::dialect::storage;
 
@@ -168,8 +169,8 @@ impl Checkpoint {
     }
 }
 
-/// Opens the file or folder at `path` alone, whichever components it has; nothing around it is
-/// searched. In a diffusers folder that is the transformer.
+/// Opens the file or folder at `path` alone, whichever components or add-ons it has; nothing around
+/// it is searched. In a diffusers folder that is the transformer.
 pub fn open_only(path: &Path) -> Result<Checkpoint> {
     let families = FAMILIES;
     let Main { opened: main, folder, note } = main_unit(path, families, false)?;
@@ -179,12 +180,29 @@ pub fn open_only(path: &Path) -> Result<Checkpoint> {
     };
     let mut checkpoint = Checkpoint::empty(name_of(path), family);
     checkpoint.found.extend(note);
-    checkpoint.add(&main, family.components)?;
+    checkpoint.add(&main, &[family.components, family.add_ons].concat())?;
     if folder.join("model_index.json").is_file() {
         checkpoint.add_folder(&folder)?;
     }
     checkpoint.set_hash();
     Ok(checkpoint)
+}
+
+/// Opens the file or folder at `path` for `component` alone, such as a ControlNet.
+///
+/// # Errors
+/// [`Kind::Missing`] if it does not exist, [`Kind::Model`] if it is not that component.
+pub fn open_component(
+    path: &Path,
+    component: Component,
+    families: Families,
+) -> Result<ComponentWeights> {
+    let (opened, _) = given_unit(path, component, families)?;
+    if !opened.has(component) {
+        return Err(opened.is_not(&[component]));
+    }
+    let config = opened.component_config(component)?;
+    opened.weights(component)?.with_config(config)
 }
 
 /// Opens a model in memory: one file with all components, such as the embedded model. `bytes`
@@ -389,7 +407,7 @@ fn given_unit(
     component: Component,
     families: Families,
 ) -> Result<(OpenedUnit, Option<String>)> {
-    let option = component.option.unwrap_or("model");
+    let option = component.option.unwrap_or(component.name);
     if !path.exists() {
         return Err(no_such_path(path).at_parameter(option));
     }

@@ -115,6 +115,11 @@ impl OpenedUnit {
         } else if let Some(found) = self.found.first() {
             let e = holds_no(found.component.title);
             match found.component.option {
+                None if found.component.role == Role::Control => {
+                    let file = format!("{}:IMAGE", self.files[0].path.display());
+                    let option = Message::parameter_with("controlnet", file);
+                    e.try_(Message::with("give it with {}", [option]))
+                }
                 None => e,
                 // That of another family.
                 Some(option) if options.contains(&option) => {

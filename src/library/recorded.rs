@@ -65,14 +65,16 @@ impl ModelPlaces {
         }
     }
 
-    /// The LoRA called `name` with this hash: `found` if it is that, else a file of this name in
-    /// the folder `beside`, else a file with the hash in the places. An empty hash fits any file.
-    /// Of `name`, which comes from an image file, only the last part is looked for in `beside`.
+    /// The file for `role` (LoRAs or ControlNets) called `name` with this hash: `found` if it is
+    /// that, else a file of this name in the folder `beside`, else a file with the hash in the
+    /// places. An empty hash fits any file. Of `name`, which comes from an image file, only the
+    /// last part is looked for in `beside`.
     ///
     /// # Errors
     /// [`Kind::Missing`] if there is none.
-    pub fn recorded_lora(
+    pub fn recorded_add_on(
         &self,
+        role: Role,
         name: &str,
         found: Result<PathBuf>,
         hash: &str,
@@ -85,7 +87,7 @@ impl ModelPlaces {
         };
         if hash.is_empty() {
             return found.or_else(|e| match e.kind() {
-                Kind::Missing => neighbour().ok_or_else(|| lora_missing(name, e)),
+                Kind::Missing => neighbour().ok_or_else(|| add_on_missing(role, name, e)),
                 _ => Err(e),
             });
         }
@@ -98,14 +100,14 @@ impl ModelPlaces {
             return Ok(path);
         }
         let entries = self.entries();
-        let fits = |e: &&Entry| matches!(e.role, Role::Lora | Role::Any);
+        let fits = |e: &&Entry| e.role == role || e.role == Role::Any;
         let mut fitting = entries.iter().filter(fits);
         let same = fitting.find(|e| has_hash(&e.path));
         match (same, found) {
             (Some(entry), _) => Ok(entry.path.clone()),
-            (None, Err(e)) if e.kind() == Kind::Missing => Err(lora_missing(name, e)),
+            (None, Err(e)) if e.kind() == Kind::Missing => Err(add_on_missing(role, name, e)),
             (None, Err(e)) => Err(e),
-            (None, Ok(path)) => Err(Error::missing("the LoRA that made the image was not found")
+            (None, Ok(path)) => Err(Error::missing(not_found(role))
                 .found(format!("{} with another hash", path.display()))
                 .expected(format!("a file with the hash {hash}"))),
         }
@@ -123,14 +125,25 @@ fn neighbours(name: &str, folder: &Path) -> Vec<PathBuf> {
     files.into_iter().filter(fits).collect()
 }
 
-/// The error that the LoRA called `name` was not found, with the places from `e`.
-fn lora_missing(name: &str, e: Error) -> Error {
-    let missing = Error::missing("the LoRA that made the image was not found").found(name);
+/// The words for an add-on that is not on this machine.
+fn not_found(role: Role) -> &'static str {
+    match role {
+        Role::ControlNet => "the ControlNet that made the image was not found",
+        _ => "the LoRA that made the image was not found",
+    }
+}
+
+/// The error that the file for `role` called `name` was not found, with the places from `e`.
+fn add_on_missing(role: Role, name: &str, e: Error) -> Error {
+    let missing = Error::missing(not_found(role)).found(name);
     let missing = match e.expected_value() {
         Some(expected) => missing.expected(expected),
         None => missing,
     };
-    missing.try_("{lora} with its file, or with another one")
+    missing.try_(match role {
+        Role::ControlNet => "{controlnet=FILE:IMAGE} with its file, or with another one",
+        _ => "{lora} with its file, or with another one",
+    })
 }
 
 fn model_missing(name: &str, hash: &str) -> Error {

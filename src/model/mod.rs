@@ -15,7 +15,7 @@ pub mod vae;
 
 pub use clip::ClipConfig;
 pub use config::{TensorShapes, TensorSpec};
-pub use flux1::FluxConfig;
+pub use flux1::{ControlConfig, FluxConfig};
 pub use flux2::Flux2Config;
 pub use joint::SequenceShape;
 pub use qwen3::Qwen3Config;

@@ -14,6 +14,9 @@ pub struct Step {
     pub op: Op,
     /// Its place in the model, such as `double.7.img.qkv`.
     pub label: String,
+    /// The network that it is a part of: 0, or one of those that runs leave out when they do not
+    /// act (see [`WeightSpec::net`]).
+    pub net: u32,
 }
 
 impl Step {
@@ -66,6 +69,9 @@ pub enum TermFactor {
 /// or a matrix or vector of adapters for these rows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct WeightSpec {
+    /// The network that has the weight: 0 for the one that the program runs, and the numbers from 1
+    /// on for further ones that run within it (ControlNets).
+    pub net: u32,
     /// Canonical name within the component, e.g. `double_blocks.0.img_attn.qkv.weight`.
     pub name: String,
     /// First row; 0 unless only a part of a fused tensor is meant. Vectors are sliced by element.

@@ -14,6 +14,8 @@ pub struct Recorder {
     seen: HashMap<WeightSpec, u32>,
     /// The first part of the labels of the next steps.
     scope: String,
+    /// The network that has the next weights and steps.
+    net: u32,
 }
 
 impl Recorder {
@@ -23,12 +25,18 @@ impl Recorder {
             program: Program { name: name.into(), ..Program::default() },
             seen: HashMap::new(),
             scope: String::new(),
+            net: 0,
         }
     }
 
     /// Sets the scope: the labels of the next steps begin with `scope` and a dot.
     pub fn scope(&mut self, scope: impl Into<String>) {
         self.scope = scope.into();
+    }
+
+    /// Sets the network that has the next weights and steps ([`WeightSpec::net`]).
+    pub fn net(&mut self, net: u32) {
+        self.net = net;
     }
 
     /// Begins the segment `name`, which ends where the next one begins.
@@ -81,7 +89,8 @@ impl Recorder {
     /// The columns called `name` that adapters add to a weight.
     pub fn added_weight(&mut self, name: impl Into<String>, rows: usize, cols: usize) -> Weight {
         let side = Some(SideFactor::Added);
-        self.weight_of(WeightSpec { name: name.into(), first: 0, rows, cols, side })
+        let (net, first) = (self.net, 0);
+        self.weight_of(WeightSpec { net, name: name.into(), first, rows, cols, side })
     }
 
     /// Rows `first .. first + rows` of the weight `name`. For vectors (1 x n) `first` counts
@@ -93,7 +102,8 @@ impl Recorder {
         rows: usize,
         cols: usize,
     ) -> Weight {
-        self.weight_of(WeightSpec { name: name.into(), first, rows, cols, side: None })
+        let (net, side) = (self.net, None);
+        self.weight_of(WeightSpec { net, name: name.into(), first, rows, cols, side })
     }
 
     fn weight_of(&mut self, spec: WeightSpec) -> Weight {
@@ -120,7 +130,7 @@ impl Recorder {
         if let Err(why) = op.check() {
             panic!("{}: {label}: {why}: {op}", self.program.name);
         }
-        self.program.steps.push(Step { op, label });
+        self.program.steps.push(Step { op, label, net: self.net });
     }
 
     /// The finished program.

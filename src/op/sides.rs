@@ -133,7 +133,8 @@ impl Changing<'_> {
         if let Err(why) = op.check() {
             panic!("{}: {label}: {why}: {op}", self.program.name);
         }
-        self.steps.push(Step { op, label });
+        // No adapter changes further networks.
+        self.steps.push(Step { op, label, net: 0 });
     }
 
     /// A weight of adapters for the rows of `base`.

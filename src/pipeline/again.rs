@@ -63,7 +63,7 @@ pub fn find_recorded_loras(
         let found = places.named(&lora.name, Role::Lora);
         let before = found.clone().ok();
         let path = places
-            .recorded_lora(&lora.name, found, hash, beside)
+            .recorded_add_on(Role::Lora, &lora.name, found, hash, beside)
             .map_err(|e| explained(e, lora))?;
         if before.is_none_or(|before| before != path) {
             return Err(Error::missing("the LoRA that made the image has another name now")
@@ -79,9 +79,9 @@ pub fn find_recorded_loras(
             false => places.resolve(&lora.name, Role::Lora),
         };
         let before = own.clone().ok();
-        let found = own.or_else(|e| named_in_other_folders(&lora.name, e, places));
+        let found = own.or_else(|e| named_in_other_folders(&lora.name, e, places, Role::Lora));
         let path = places
-            .recorded_lora(&lora.name, found, hash, beside)
+            .recorded_add_on(Role::Lora, &lora.name, found, hash, beside)
             .map_err(|e| explained(e, lora))?;
         if before.is_none_or(|before| before != path) {
             *lora = LoraChoice { name: path.to_string_lossy().into(), tag: false, ..lora.clone() };
@@ -90,12 +90,47 @@ pub fn find_recorded_loras(
     Ok(())
 }
 
-/// A LoRA that was not found by its path, by its file name alone: another program may keep it in
+/// The same for the ControlNets of `request` that `recorded` has at the same place.
+///
+/// # Errors
+/// [`Kind::Missing`] for a ControlNet that is not on this machine, or is another file of this name.
+pub fn find_recorded_controlnets(
+    request: &mut Request,
+    recorded: &Settings,
+    places: &ModelPlaces,
+    beside: &Path,
+) -> Result<()> {
+    let hashes = recorded.controlnet_hashes.iter().map(String::as_str).chain(std::iter::repeat(""));
+    let recorded = recorded.controlnets.iter().zip(hashes);
+    for (choice, (known, hash)) in request.controlnets.iter_mut().zip(recorded) {
+        if choice.name != known.name {
+            continue;
+        }
+        let role = Role::ControlNet;
+        let own = places.resolve(&choice.name, role);
+        let before = own.clone().ok();
+        let found = own.or_else(|e| named_in_other_folders(&choice.name, e, places, role));
+        let path = places
+            .recorded_add_on(role, &choice.name, found, hash, beside)
+            .map_err(|e| e.at_message(choice.place()))?;
+        if before.is_none_or(|before| before != path) {
+            choice.name = path.to_string_lossy().into();
+        }
+    }
+    Ok(())
+}
+
+/// A file that was not found by its path, by its file name alone: another program may keep it in
 /// other folders, and files are moved.
-fn named_in_other_folders(name: &str, error: Error, places: &ModelPlaces) -> Result<PathBuf> {
+fn named_in_other_folders(
+    name: &str,
+    error: Error,
+    places: &ModelPlaces,
+    role: Role,
+) -> Result<PathBuf> {
     let last = name.rsplit(['/', '\\']).next().unwrap_or(name);
     match error.kind() {
-        Kind::Missing if last != name => places.named(last, Role::Lora).map_err(|_| error),
+        Kind::Missing if last != name => places.named(last, role).map_err(|_| error),
         _ => Err(error),
     }
 }

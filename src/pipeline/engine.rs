@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::controlnets::ControlNets;
 use super::embedded;
 use super::flux1_kind::Flux1Kind;
 use super::generate::{generate, input_images};
@@ -86,7 +87,8 @@ impl Engine {
                         computed so; {compute=bf16} is more exact, and slower";
             notify(on, Event::note(note))?;
         }
-        let mut loaded = LoadedModel::new(model, Loras::new(places), !options.no_cache);
+        let (loras, controlnets) = (Loras::new(places), ControlNets::new(places));
+        let mut loaded = LoadedModel::new(model, loras, controlnets, !options.no_cache);
         loaded.embedded = embedded;
         Ok(Engine { loaded, device })
     }

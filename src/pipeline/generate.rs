@@ -1,5 +1,6 @@
 //! One generation: plan the phases, draw the noise, run the phases.
 
+use super::control_images::{acting, seen_by_all};
 use super::embedded;
 use super::flux1_kind::Flux1Kind;
 use super::images::{self, Filter, Masking};
@@ -66,14 +67,20 @@ fn generate_once(
     };
     settings.lora_hashes = loras.hashes();
     loras.events().into_iter().try_for_each(|event| send(on, event))?;
-    // The matrices of other LoRAs are dropped first: both need not fit.
+    let all_controls = loaded.controls(&settings)?;
+    settings.controlnet_hashes = all_controls.iter().map(|c| c.net.hash.clone()).collect();
+    let sigmas = noise_levels(model, &settings);
+    let (controls, control_images) = acting(&all_controls, &request.control_images, &sigmas, on)?;
+    // The matrices of other LoRAs and the weights of other ControlNets are dropped first: both need
+    // not fit.
     let (backend, holdings) = device.parts()?;
     holdings.keep_sides(backend, loras.number)?;
-    let sigmas = noise_levels(model, &settings);
+    let owners: Vec<u32> = controls.iter().map(|c| c.net.number).collect();
+    holdings.keep_owners(backend, &owners)?;
     let masking = masking_for(model, request)?;
     let images = input_images(model, request, &settings, masking.as_ref());
     let PlannedRequest { phases, host_bytes } =
-        loaded.plan(&settings, &sigmas, &loras, device, &images)?;
+        loaded.plan(&settings, &sigmas, &loras, device, &images, &controls)?;
     warn_of_changes(model, request, &settings, on)?;
     if loaded.embedded {
         let warnings = embedded::warnings(&settings);
@@ -82,7 +89,7 @@ fn generate_once(
     let pinned = device.pinned_bytes(host_bytes);
     let granularity = device.caps().granularity;
     let (backend, holdings) = device.parts()?;
-    backend.allow_host(pinned);
+    backend.allow_host(pinned, phases.passing_bytes());
     holdings.set_peak(phases.peak_bytes(granularity));
 
     let fitted = |image| images::fit(image, settings.width, settings.height);
@@ -109,6 +116,7 @@ fn generate_once(
             (_, Some(control)) => Some(prepared_control(control_kind, control, &settings, on)?),
             _ => None,
         },
+        controls: seen_by_all(&controls, &control_images, masking.as_ref(), &settings)?,
         hole: masking.as_ref().filter(|_| is_fill).map(Masking::drawn_mask),
         reference_images: request.references.iter().map(prepared).collect(),
         style_images: request
@@ -203,7 +211,8 @@ pub fn input_images(
             images::fit_bytes((image.width, image.height), settings.width, settings.height);
         image.rgb.len() as u64 + fitting + 24 * drawn
     };
-    let control_bytes = request.control.as_ref().map_or(0, control);
+    let images_of_nets = request.control_images.iter().map(|c| &c.image);
+    let control_bytes = request.control.iter().chain(images_of_nets).map(control).sum::<u64>();
     let host_bytes = reference_bytes(model, request)
         + style_bytes(request)
         + control_bytes

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::budget::{PROCESS_BYTES, overhead_bytes};
+use super::controlnets::{ControlNets, Controlling};
 use super::flux1_kind::Flux1Kind;
 use super::loras::{LoraSet, Loras};
 use super::model::{Model, Networks};
@@ -22,6 +23,8 @@ pub struct LoadedModel {
     pub model: Model,
     /// The LoRA files that were read.
     pub loras: Loras,
+    /// The ControlNets that were opened.
+    pub controlnets: ControlNets,
     /// Text embeddings are kept on disk and taken from there.
     pub text_cache: bool,
     /// Times of generations are kept on disk, for plans.
@@ -53,10 +56,11 @@ pub struct PlannedRequest<'a> {
 
 impl LoadedModel {
     /// Measures what the process uses now.
-    pub fn new(model: Model, loras: Loras, text_cache: bool) -> Self {
+    pub fn new(model: Model, loras: Loras, controlnets: ControlNets, text_cache: bool) -> Self {
         LoadedModel {
             model,
             loras,
+            controlnets,
             text_cache,
             keeps_speeds: text_cache,
             embedded: false,
@@ -68,6 +72,11 @@ impl LoadedModel {
     pub fn lora_set(&self, settings: &Settings) -> Result<Arc<LoraSet>> {
         let choices: Vec<_> = settings.all_loras().cloned().collect();
         self.loras.set(&choices, self.model.family, &|component| self.model.weights(component))
+    }
+
+    /// The ControlNets of `settings`, opened and checked, in the order of the request.
+    pub fn controls(&self, settings: &Settings) -> Result<Vec<Controlling>> {
+        self.controlnets.open(&settings.controlnets, &self.model)
     }
 
     /// `request` with the defaults of the model and of its LoRAs filled in, and these LoRAs.
@@ -109,18 +118,20 @@ impl LoadedModel {
     }
 
     /// The phases of a generation with `settings` and its noise levels `sigmas`, planned for
-    /// `device`. `images` is what the images of the request need.
+    /// `device`. `images` is what the images of the request need, and `controls` the ControlNets
+    /// that act in it.
     ///
     /// # Errors
     /// [`Kind::Memory`](crate::error::Kind::Memory) if the budget is too small.
-    pub fn plan(
-        &self,
+    pub fn plan<'a>(
+        &'a self,
         settings: &Settings,
         sigmas: &[f32],
         loras: &LoraSet,
         device: &OpenDevice,
         images: &InputImages,
-    ) -> Result<PlannedRequest<'_>> {
+        controls: &'a [Controlling],
+    ) -> Result<PlannedRequest<'a>> {
         let (caps, bounds) = (device.caps(), device.bounds());
         let key = self.text_cache.then(|| format!("{} {}", device.arithmetic(), loras.text_key()));
         let model = &self.model;
@@ -131,7 +142,8 @@ impl LoadedModel {
                     // What was found was said when the request was checked.
                     false => Some(model.styles.networks(model, &mut Vec::new())?),
                 };
-                let inputs = Flux1Inputs { images, styles, added_inputs: loras.added_inputs() };
+                let added_inputs = loras.added_inputs();
+                let inputs = Flux1Inputs { images, styles, controls, added_inputs };
                 flux1(model, networks, settings, sigmas, key, inputs)
             }
             Networks::Flux2(networks) => flux2(model, networks, settings, sigmas, key, images)?,
@@ -160,8 +172,10 @@ impl LoadedModel {
         images: &InputImages,
     ) -> Result<PlanReport> {
         let loras = self.lora_set(settings)?;
+        let mut controls = self.controls(settings)?;
+        controls.retain(|control| acts(control, sigmas));
         let PlannedRequest { phases, host_bytes } =
-            self.plan(settings, sigmas, &loras, device, images)?;
+            self.plan(settings, sigmas, &loras, device, images, &controls)?;
         let (caps, budget) = (device.caps(), &device.bounds().budget);
         let mut programs = phases.reports();
         let speeds = Speeds::load(&cache_folder());
@@ -183,6 +197,7 @@ impl LoadedModel {
             keeps_weights: phases.keeps_weights(),
             offers_int8: caps.int8 != Int8Use::Never,
             loras: loras.lines(),
+            controlnets: controls.iter().map(Controlling::line).collect(),
             lora_bytes: phases.programs().map(|p| p.plan.residency.side_bytes as u64).sum(),
             peak_bytes: overhead_bytes(caps, host_bytes) + phases.peak_bytes(caps.granularity),
             seconds: time_source.and_then(|_| programs.iter().map(|p| p.seconds).sum()),
@@ -190,4 +205,10 @@ impl LoadedModel {
             phases: programs,
         })
     }
+}
+
+/// Whether a ControlNet acts in any of the steps between the noise levels `sigmas`.
+pub fn acts(control: &Controlling, sigmas: &[f32]) -> bool {
+    let steps = sigmas.len() - 1;
+    (0..steps).any(|step| control.choice.acts_in(step, steps))
 }

@@ -7,6 +7,8 @@
 mod again;
 #[cfg_attr(not(any(feature = "cuda", feature = "wgpu")), allow(dead_code))]
 mod budget;
+mod control_images;
+mod controlnets;
 mod device;
 mod embedded;
 mod engine;
@@ -22,6 +24,7 @@ mod model;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod noise;
 mod open_device;
+mod opened_file;
 mod outlook;
 mod phases;
 mod progress;
@@ -36,7 +39,7 @@ mod text_cache;
 #[cfg_attr(not(internals), doc(hidden))]
 pub mod tokenizers;
 
-pub use again::{find_recorded_loras, recorded_model, work};
+pub use again::{find_recorded_controlnets, find_recorded_loras, recorded_model, work};
 pub use embedded::{EMBEDDED, model as embedded_model};
 pub use engine::Engine;
 pub use inputs::ModelInputs;

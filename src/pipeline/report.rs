@@ -74,6 +74,8 @@ pub struct PlanReport {
     pub offers_int8: bool,
     /// One line for each LoRA, and one for tensors of it that are not used.
     pub loras: Vec<String>,
+    /// One line for each ControlNet that acts.
+    pub controlnets: Vec<String>,
     /// Bytes of the LoRA matrices in all phases, which always stay in memory.
     pub lora_bytes: u64,
     /// One entry per program, in the order in which they run.
@@ -220,7 +222,7 @@ impl PlanReport {
                 units::bytes(p.moved_bytes),
             )?;
         }
-        for line in &self.loras {
+        for line in self.loras.iter().chain(&self.controlnets) {
             writeln!(f, "{}", one_line(line))?;
         }
         if self.lora_bytes > 0 {

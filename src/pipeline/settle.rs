@@ -22,6 +22,7 @@ pub fn settings_for(model: &Model, request: &Request) -> Result<Settings> {
     request.check()?;
     check_references(model, request)?;
     check_condition(model, request)?;
+    check_controlnets(model, request)?;
     if !request.styles.is_empty() && model.flux1_kind().is_none() {
         return Err(styles::unsupported());
     }
@@ -76,8 +77,10 @@ fn filled(model: &Model, request: &Request) -> Result<Settings> {
     }
     // The model's defaults come from a file, so they must be checked too.
     Request::from(settings.clone()).check_values()?;
-    let reads_images =
-        request.init.is_some() || request.control.is_some() || !request.references.is_empty();
+    let reads_images = request.init.is_some()
+        || request.control.is_some()
+        || !request.controlnets.is_empty()
+        || !request.references.is_empty();
     if reads_images && !model.vae.config.encoder {
         return Err(Error::model(
             "reading an image needs the autoencoder's encoder, which this file lacks",
@@ -169,6 +172,25 @@ fn check_condition(model: &Model, request: &Request) -> Result<()> {
             .try_("{init} with the image, and {mask} or {outpaint}"));
     }
     Ok(())
+}
+
+/// Checks that the model can have ControlNets, and that each of them has its image.
+fn check_controlnets(model: &Model, request: &Request) -> Result<()> {
+    let (found, expected) = (request.control_images.len(), request.controlnets.len());
+    if let (Networks::Flux2(_), Some(first)) = (&model.networks, request.controlnets.first()) {
+        return Err(Error::argument("ControlNets are for FLUX.1, and this is a FLUX.2 model")
+            .at_message(first.place())
+            .found(&model.name)
+            .try_("a FLUX.1 model; FLUX.2 takes images by {reference}"));
+    }
+    if found == expected {
+        return Ok(());
+    }
+    Err(Error::argument("each ControlNet needs an image, which recorded settings do not contain")
+        .at_parameter("controlnet")
+        .found(format!("{found} images"))
+        .expected(expected)
+        .try_("{controlnet=FILE:IMAGE} for each of them"))
 }
 
 /// The error for a control image with a model that does not read any.

@@ -15,10 +15,13 @@ pub struct Residency {
     /// By weight id: the byte offset among the resident weights, or `None` for a weight that passes
     /// through the ring.
     pub resident: Vec<Option<usize>>,
-    /// Size of the memory for resident weights, side matrices included.
+    /// Size of the memory for all resident weights.
     pub resident_bytes: usize,
-    /// How many of `resident_bytes` are for side matrices (LoRAs). They are placed after all other
-    /// weights, so that these keep their places when the LoRAs change.
+    /// The part of it for what is added to the model: side matrices (LoRAs) and weights of further
+    /// networks. They are placed after all other weights, so that these keep their places when the
+    /// additions change.
+    pub added_bytes: usize,
+    /// Bytes of side matrices.
     pub side_bytes: usize,
     /// Size of the ring; zero if every weight is resident.
     pub ring_bytes: usize,
@@ -30,8 +33,9 @@ pub struct Residency {
     pub order: Vec<u32>,
     /// By weight id: the last step that uses it.
     pub last_use: Vec<usize>,
-    /// By weight id: whether it is a factor of a side matrix. These always stay.
-    pub is_side: Vec<bool>,
+    /// By weight id: whether it is added to the model, see
+    /// [`added_bytes`](Residency::added_bytes).
+    pub is_added: Vec<bool>,
 }
 
 /// Divides `budget` bytes among resident weights and the ring.
@@ -52,6 +56,8 @@ pub fn residency(
     let n = program.weights.len();
     let bytes: Vec<usize> = weight_bytes.iter().map(|b| b.next_multiple_of(grain.align)).collect();
     let is_side: Vec<bool> = program.weights.iter().map(|w| w.side.is_some()).collect();
+    let is_added: Vec<bool> =
+        program.weights.iter().map(|w| w.side.is_some() || w.net != 0).collect();
     let always_stays = |id: usize| bytes[id] < SMALL_BYTES || is_side[id];
     let mut order: Vec<u32> = Vec::with_capacity(n);
     let mut last_use = vec![0; n];
@@ -81,11 +87,13 @@ pub fn residency(
     let mut ring_bytes = 0;
     let place_all = |stay: &[bool]| {
         let mut resident = vec![None; n];
-        let own = place(&mut resident, &order, &bytes, &|id| stay[id] && !is_side[id], grain, 0, 0);
-        let end = place(&mut resident, &order, &bytes, &|id| is_side[id], grain, 0, own);
+        let own = |id: usize| stay[id] && !is_added[id];
+        let added = |id: usize| stay[id] && is_added[id];
+        let own = place(&mut resident, &order, &bytes, &own, grain, 0, 0);
+        let end = place(&mut resident, &order, &bytes, &added, grain, 0, own);
         (resident, end, end - own)
     };
-    let (mut resident, mut resident_bytes, mut side_bytes) = place_all(&stay);
+    let (mut resident, mut resident_bytes, mut added_bytes) = place_all(&stay);
     if resident_bytes as u64 > budget {
         // All large weights of a step must be in the ring at once. The ring wraps around, where up
         // to the size of a weight is wasted.
@@ -110,7 +118,7 @@ pub fn residency(
         let mut room = budget - small - ring;
         loop {
             spread(&order, &bytes, &always_stays, room, &mut stay);
-            (resident, resident_bytes, side_bytes) = place_all(&stay);
+            (resident, resident_bytes, added_bytes) = place_all(&stay);
             // How much is lost at the borders between pieces of memory is not known before.
             let over = (resident_bytes as u64 + ring).saturating_sub(budget);
             if over == 0 || room == 0 {
@@ -121,50 +129,49 @@ pub fn residency(
     }
     let streamed_bytes =
         (0..n).filter(|&id| resident[id].is_none()).map(|id| bytes[id] as u64).sum();
+    let side_bytes = (0..n).filter(|&id| is_side[id]).map(|id| bytes[id]).sum();
     Ok(Residency {
         resident,
         resident_bytes,
+        added_bytes,
         side_bytes,
         ring_bytes,
         streamed_bytes,
         bytes,
         order,
         last_use,
-        is_side,
+        is_added,
     })
 }
 
 impl Residency {
     /// Places the model's own resident weights again, from byte `base` of the memory that the
     /// phases share; offsets count from `base`. Returns the end of these weights, counted from the
-    /// start of that memory. [`move_sides`](Residency::move_sides) places the side matrices.
+    /// start of that memory. [`move_added`](Residency::move_added) places what is added to them.
     pub fn move_to(&mut self, base: usize, grain: Grain) -> usize {
         let stay: Vec<bool> = self
             .resident
             .iter()
-            .zip(&self.is_side)
-            .map(|(at, side)| at.is_some() && !side)
+            .zip(&self.is_added)
+            .map(|(at, added)| at.is_some() && !added)
             .collect();
         let end =
             place(&mut self.resident, &self.order, &self.bytes, &|id| stay[id], grain, base, base);
-        self.resident_bytes = end - base + self.side_bytes;
+        self.resident_bytes = end - base + self.added_bytes;
         end
     }
 
-    /// Places the side matrices from byte `from` of the same memory; returns their end.
-    pub fn move_sides(&mut self, base: usize, from: usize, grain: Grain) -> usize {
-        let is_side = std::mem::take(&mut self.is_side);
-        let end = place(
-            &mut self.resident,
-            &self.order,
-            &self.bytes,
-            &|id| is_side[id],
-            grain,
-            base,
-            from,
-        );
-        self.is_side = is_side;
-        self.side_bytes = end - from;
+    /// Places what is added to the model from byte `from` of the same memory; returns the end.
+    pub fn move_added(&mut self, base: usize, from: usize, grain: Grain) -> usize {
+        let stay: Vec<bool> = self
+            .resident
+            .iter()
+            .zip(&self.is_added)
+            .map(|(at, added)| at.is_some() && *added)
+            .collect();
+        let end =
+            place(&mut self.resident, &self.order, &self.bytes, &|id| stay[id], grain, base, from);
+        self.added_bytes = end - from;
         end
     }
 }
@@ -329,18 +336,18 @@ mod tests {
             let (p, bytes) = with(rank);
             let mut r = residency(&p, &bytes, grain, u64::MAX).unwrap();
             assert_eq!(r.resident[..none.resident.len()], none.resident, "rank {rank}");
-            assert!(r.side_bytes > 0 && r.resident_bytes == none.resident_bytes + r.side_bytes);
+            assert!(r.side_bytes > 0 && r.resident_bytes == none.resident_bytes + r.added_bytes);
             let first =
                 r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
             assert!(first >= none.resident_bytes);
             // They can be moved away from the others.
             let end = r.move_to(1 << 20, grain);
             assert_eq!(end, (1 << 20) + none.resident_bytes);
-            let sides = r.move_sides(1 << 20, 1 << 34, grain);
+            let sides = r.move_added(1 << 20, 1 << 34, grain);
             assert_eq!(r.resident[..none.resident.len()], none.resident);
             let first =
                 r.resident[none.resident.len()..].iter().map(|at| at.unwrap()).min().unwrap();
-            assert_eq!((first, sides), ((1 << 34) - (1 << 20), (1 << 34) + r.side_bytes));
+            assert_eq!((first, sides), ((1 << 34) - (1 << 20), (1 << 34) + r.added_bytes));
             // Under a budget they are resident, and the ring is not larger.
             let budget = 4_000_000_000;
             let tight = residency(&p, &bytes, grain, budget).unwrap();

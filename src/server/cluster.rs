@@ -65,7 +65,11 @@ fn changed(server: &Server, job: &Job, before: Option<State>) {
                 && let (Some(spec), Some(begun), Some(ended)) =
                     (&job.spec, job.started, job.finished)
             {
-                server.rates.measured(&spec.model, server.work(&spec.request), ended - begun);
+                server.rates.measured(
+                    &spec.model,
+                    server.work(&spec.request, spec.drawn),
+                    ended - begun,
+                );
             }
             server.publish_outcome(job);
         }

@@ -216,8 +216,8 @@ impl Models {
     /// does, or the only one.
     fn of_tool(&self, name: &str) -> Option<String> {
         let tool = tool_of(name)?;
-        if tool_of(&self.default) == Some(tool) {
-            return Some(self.default.clone());
+        if tool_of(self.default_name()) == Some(tool) {
+            return Some(self.default_name().to_string());
         }
         let mut models = self.models();
         models.retain(|model| tool_of(&model.name) == Some(tool));

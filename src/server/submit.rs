@@ -184,9 +184,11 @@ impl Server {
             let hint = "use FLUX.2 [klein] or FLUX.1 Kontext, or one image to start from";
             return refused("references", "this model does not read reference images", hint);
         }
+        let request = &draft.request;
+        let has_loras = !request.loras.is_empty() || !request.prompt.loras().is_empty();
         match draft.control_size {
             // BFL's control LoRAs read one, too.
-            Some(_) if !inputs.needs_control && !draft.request.has_loras() => {
+            Some(_) if !inputs.needs_control && !has_loras => {
                 let hint = "use FLUX.1 Canny or Depth, or send an image to start from";
                 refused("control", "this model does not read a control image", hint)
             }

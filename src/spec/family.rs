@@ -25,6 +25,8 @@ pub struct Family {
     pub keeps_references: Option<KeepsReferences>,
     /// Its components, the transformer first.
     pub components: &'static [Component],
+    /// Networks that a request adds to a model, each by its file: a model is complete without them.
+    pub add_ons: &'static [Component],
     /// How its LoRAs are named.
     pub lora: LoraSpec,
 }
@@ -67,9 +69,9 @@ impl Family {
         self.components.iter().copied().find(|c| c.option == Some(name))
     }
 
-    /// Whether `component` is one of its components.
+    /// Whether `component` is one of its components or add-ons.
     pub fn has(&self, component: Component) -> bool {
-        self.components.contains(&component)
+        self.components.contains(&component) || self.add_ons.contains(&component)
     }
 }
 
@@ -78,10 +80,10 @@ impl Family {
 pub struct Families(pub &'static [&'static Family]);
 
 impl Families {
-    /// Every component of every family, each once.
+    /// Every component and add-on of every family, each once.
     pub fn components(self) -> Vec<Component> {
         let mut all: Vec<Component> = vec![];
-        for component in self.0.iter().flat_map(|f| f.components) {
+        for component in self.0.iter().flat_map(|f| f.components.iter().chain(f.add_ons)) {
             if !all.contains(component) {
                 all.push(*component);
             }
@@ -121,6 +123,8 @@ pub enum Role {
     Autoencoder,
     /// A network that reads images as a prompt.
     Vision,
+    /// A network that sees a control image, and changes what a transformer computes.
+    Control,
     /// A network that turns what the vision network has read into tokens like those of a prompt.
     Style,
 }

@@ -44,6 +44,11 @@ const OTHER_MODEL: &str = "use FLUX.1 [dev] or [schnell], FLUX.2 [klein], or one
 /// Advice for something that is added to a model.
 const ADD_ON: &str = "give the FLUX.1 model that it was made for; add-ons of this kind are not \
                       supported";
+/// A ControlNet; those that can be used have some of its signs.
+pub const CONTROLNET: &str = "a ControlNet";
+/// Advice for a ControlNet of another kind.
+const OTHER_CONTROLNET: &str = "use a ControlNet for FLUX.1 with the tensors of InstantX, \
+                                Shakker-Labs, jasperai, alimama or XLabs";
 /// Advice for a text encoder, an autoencoder or another part of a model.
 const OTHER_PART: &str = "FLUX.1 needs T5 v1.1 XXL, CLIP-L and the autoencoder ae.safetensors; \
                           FLUX.2 [klein] needs Qwen3-4B or 8B and flux2-vae.safetensors";
@@ -65,18 +70,21 @@ pub static MODELS: &[ForeignModel] = &[
         ["content_mode_blocks."]
     ),
     foreign!("a Chroma model", OTHER_MODEL, ["distilled_guidance_layer."], ["nerf_blocks."]),
-    foreign!(
-        "a ControlNet",
-        ADD_ON,
-        ["controlnet_blocks."],
-        ["controlnet_x_embedder."],
-        ["controlnet_single_blocks."],
-        ["controlnet_cond_embedding."],
-        ["controlnet_down_blocks."],
-        ["input_hint_block."],
-        ["control_model."],
-        ["zero_convs."]
-    ),
+    foreign!("a MistoLine ControlNet", OTHER_CONTROLNET, ["controlnet_blocks.0.linear."]),
+    ForeignModel {
+        what: CONTROLNET,
+        advice: OTHER_CONTROLNET,
+        signs: &[
+            &["controlnet_blocks."],
+            &["controlnet_x_embedder."],
+            &["controlnet_single_blocks."],
+            &["controlnet_cond_embedding."],
+            &["controlnet_down_blocks."],
+            &["input_hint_block."],
+            &["control_model."],
+            &["zero_convs."],
+        ],
+    },
     foreign!("an IP-Adapter", ADD_ON, ["ip_adapter"], ["image_proj_model."], [".ip_k_proj."]),
     foreign!("a PuLID adapter", ADD_ON, ["pulid_ca."], ["pulid_encoder."]),
     foreign!("a HiDream model", OTHER_MODEL, ["double_stream_blocks."]),

@@ -67,6 +67,11 @@ impl Holdings {
         self.evict(backend, |key, _| key.side_set != 0 && key.side_set != set)
     }
 
+    /// Drops the weights of every network that is not a part of the model, but those of `owners`.
+    pub fn keep_owners(&mut self, backend: &mut dyn Backend, owners: &[u32]) -> Result<()> {
+        self.evict(backend, |key, _| key.owner != 0 && !owners.contains(&key.owner))
+    }
+
     /// Whether `key` is loaded at all.
     pub(super) fn contains(&self, key: WeightKey) -> bool {
         self.resident.contains_key(&key)

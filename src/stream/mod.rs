@@ -11,4 +11,4 @@ mod ring;
 mod session;
 
 pub use holdings::Holdings;
-pub use session::{Session, Tenancy};
+pub use session::{NETS, Session, Tenancy};

@@ -13,9 +13,15 @@ use crate::op::{Program, Step, Use, WeightSpec};
 use crate::plan::PhasePlan;
 use crate::tensor::{ByteSource, HostPart, HostWeight, Tensor};
 
+/// The most networks that one program runs.
+pub const NETS: usize = 5;
+
 /// How a session shares the device with the sessions of other phases.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Tenancy {
+    /// By number of a network ([`WeightSpec::net`]): the owner that its weights have in their
+    /// [`WeightKey`].
+    pub owners: [u32; NETS],
     /// Number of the phase, which its weights have in their [`WeightKey`].
     pub phase: u32,
     /// Number of the set of side matrices (LoRAs) that the program uses; 0 if it has none.
@@ -49,6 +55,8 @@ pub struct Session<'a> {
     uses: Vec<Use>,
     /// Inputs with token ids that were not written yet.
     unwritten: Vec<Tensor>,
+    /// The networks that the current or next run and the one after it leave out, one bit each.
+    absent: [u32; 2],
     /// How many segments of the current run are done; 0 between runs.
     segments_done: usize,
     /// Identifies the runs of this session, if all of them are the same: nothing passes through the
@@ -73,17 +81,24 @@ impl<'a> Session<'a> {
         tenancy: Tenancy,
     ) -> Self {
         assert_eq!(weights.len(), program.weights.len());
-        let key = |(id, spec): (usize, &WeightSpec)| WeightKey {
-            side_set: if spec.side.is_some() { tenancy.side_set } else { 0 },
-            phase: tenancy.phase,
-            id: id as u32,
+        // Numbered by network, so that those of the model keep their keys with and without others.
+        let mut counts = [0; NETS];
+        let mut key = |spec: &WeightSpec| {
+            let net = spec.net as usize;
+            counts[net] += 1;
+            WeightKey {
+                side_set: if spec.side.is_some() { tenancy.side_set } else { 0 },
+                owner: tenancy.owners[net],
+                phase: tenancy.phase,
+                id: counts[net] - 1,
+            }
         };
         let places = Places {
             inputs: plan.arena.inputs.clone(),
             temps: plan.arena.temps.clone(),
             outputs: plan.arena.outputs.clone(),
             scratch: 0,
-            weights: program.weights.iter().enumerate().map(key).collect(),
+            weights: program.weights.iter().map(&mut key).collect(),
         };
         let id = SESSIONS.fetch_add(1, Ordering::Relaxed);
         Session {
@@ -101,6 +116,7 @@ impl<'a> Session<'a> {
             tenancy,
             next: 0,
             ahead: false,
+            absent: [0; 2],
             segments_done: 0,
             failed: false,
         }
@@ -159,6 +175,18 @@ impl<'a> Session<'a> {
         let offset = first * tensor.cols * tensor.dtype.size();
         assert!(offset + bytes.len() <= tensor.bytes(), "{tensor}");
         self.backend.read(self.places.of(&tensor) + offset, bytes)
+    }
+
+    /// Leaves the steps and weights of some networks out of the next run: those whose number is a
+    /// bit of `next` (see [`Step::net`]), and of the run after it those of `then`.
+    pub fn leave_out(&mut self, next: u32, then: u32) {
+        if next != self.absent[0]
+            && let Some(same) = &mut self.same
+        {
+            // These are other runs than those before.
+            *same = Run { id: SESSIONS.fetch_add(1, Ordering::Relaxed), done: 0 };
+        }
+        self.absent = [next, then];
     }
 
     /// Runs the program once.
@@ -256,6 +284,9 @@ impl<'a> Session<'a> {
         let mut block = "";
         for i in steps.clone() {
             let step = &program.steps[i];
+            if (self.absent[0] >> step.net) & 1 == 1 {
+                continue;
+            }
             self.load_ahead(more)?;
             if i == steps.start || step.block() != block {
                 block = step.block();
@@ -280,8 +311,11 @@ impl<'a> Session<'a> {
         }
         // Loads that ran ahead already count for the next run. Without them, it starts at the
         // first weight.
-        if steps.end == program.steps.len() && !std::mem::take(&mut self.ahead) {
-            self.next = 0;
+        if steps.end == program.steps.len() {
+            if !std::mem::take(&mut self.ahead) {
+                self.next = 0;
+            }
+            self.absent[0] = self.absent[1];
         }
         Ok(())
     }
@@ -297,6 +331,11 @@ impl<'a> Session<'a> {
                 (self.next, self.ahead) = (0, true);
             }
             let id = order[self.next];
+            let net = self.program.weights[id as usize].net;
+            if (self.absent[usize::from(self.ahead)] >> net) & 1 == 1 {
+                self.next += 1;
+                continue;
+            }
             let started = match self.plan.residency.resident[id as usize] {
                 Some(offset) => self.load_resident(id, self.tenancy.resident_base + offset)?,
                 None => self.load_into_ring(id)?,

@@ -5,6 +5,7 @@ mod common;
 
 mod again;
 mod binary;
+mod controlnets;
 mod files;
 mod first_steps;
 mod klein;

@@ -9,15 +9,16 @@ use flux_fast::backend::Backend;
 use flux_fast::dtype::DType;
 use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::error::Result;
-use flux_fast::library::open_only;
+use flux_fast::library::{open_component, open_only};
 use flux_fast::model::SequenceShape;
 use flux_fast::model::flux1::DenoiseShape;
+use flux_fast::model::flux1::control::{Condition, Control, ControlConfig, control_tensors};
 use flux_fast::model::{Flux2Config, FluxConfig, Qwen3Config, SiglipConfig};
 use flux_fast::model::{flux1, flux2, qwen3, siglip};
-use flux_fast::op::{Program, Segment, Step};
+use flux_fast::op::{Program, Segment, Step, WeightSpec};
 use flux_fast::plan;
-use flux_fast::spec::flux1::{SIGLIP, TRANSFORMER};
-use flux_fast::spec::{Component, flux2 as flux2_spec};
+use flux_fast::spec::flux1::{CONTROLNET, SIGLIP, TRANSFORMER};
+use flux_fast::spec::{Component, FAMILIES, flux2 as flux2_spec};
 use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::{HostWeight, Weight};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
@@ -34,6 +35,27 @@ fn config(depth_single: usize) -> FluxConfig {
         pooled: 32,
         ..FluxConfig::dev()
     }
+}
+
+/// A file with FP8 weights of `component` in `folder`.
+fn write(
+    folder: &tempfile::TempDir,
+    component: Component,
+    tensors: Vec<(String, Vec<usize>)>,
+    configs: serde_json::Value,
+) -> std::path::PathBuf {
+    let files = std::fs::read_dir(folder.path()).unwrap().count();
+    let spec = SynthSpec {
+        seed: 3 + files as u64,
+        tensors: tensors.into_iter().map(|(n, s)| (component, n, s)).collect(),
+        grid: Grid::F32,
+        storage: Storage::F8ScaledNew,
+        dialect: Dialect::Bfl,
+        configs,
+    };
+    let path = folder.path().join(format!("{files}.safetensors"));
+    synth::write(&spec, &path).unwrap();
+    path
 }
 
 /// A program, usually a step of a denoiser, with its weights and inputs.
@@ -62,6 +84,49 @@ impl Denoiser {
         let configs = json!({ "transformer": c.to_json() });
         let program = flux1::denoise(&c, &shape, act);
         Self::of(program, TRANSFORMER, flux1::tensors(&c), configs, fixed)
+    }
+
+    /// A FLUX.1 transformer with two ControlNets, one of them with modes and single blocks, with
+    /// true CFG and two images.
+    pub fn controlled(act: DType) -> Self {
+        Self::with_controls(act, true)
+    }
+
+    /// The same without the ControlNets.
+    pub fn plain_of_controlled(act: DType) -> Self {
+        Self::with_controls(act, false)
+    }
+
+    fn with_controls(act: DType, controlled: bool) -> Self {
+        let c = config(3);
+        let own = |depth_double, depth_single, modes| ControlConfig {
+            flux: FluxConfig { depth_double, depth_single, ..c.clone() },
+            condition: Condition::Latents,
+            condition_cols: 64,
+            modes,
+        };
+        let nets = [own(1, 2, Some(3)), own(2, 0, None)];
+        let shape = DenoiseShape { images: 2, cfg: true, text_tokens: 5, height: 2, width: 3 };
+        let count = if controlled { nets.len() } else { 0 };
+        let controls: Vec<Control<'_>> =
+            nets.iter().take(count).map(|config| Control { config }).collect();
+        let program = flux1::denoise_with(&c, &shape, &controls, act);
+        let folder = temp_dir();
+        let configs = json!({ "transformer": c.to_json() });
+        let path = write(&folder, TRANSFORMER, flux1::tensors(&c), configs);
+        let model = open_only(&path).unwrap();
+        let nets = nets.iter().map(|config| {
+            let path = write(&folder, CONTROLNET, control_tensors(config), json!({}));
+            open_component(&path, CONTROLNET, FAMILIES).unwrap()
+        });
+        let nets: Vec<_> = nets.collect();
+        let of = |w: &WeightSpec| match w.net {
+            0 => model.get(TRANSFORMER).unwrap().get(&w.name, w.first, w.rows, w.cols).unwrap(),
+            n => nets[n as usize - 1].get(&w.name, w.first, w.rows, w.cols).unwrap(),
+        };
+        let weights = program.weights.iter().map(of).collect();
+        let fixed = vec![("rope", flux1::rope(&c, &shape)), ("step", vec![-0.1, 2.0])];
+        Self::with(program, weights, fixed, folder)
     }
 
     /// The same with products in 8-bit integers where they are allowed.
@@ -164,17 +229,18 @@ impl Denoiser {
         fixed: Vec<(&'static str, Vec<f32>)>,
     ) -> Self {
         let folder = temp_dir();
-        let spec = SynthSpec {
-            seed: 3,
-            tensors: tensors.into_iter().map(|(n, s)| (component, n, s)).collect(),
-            grid: Grid::F32,
-            storage: Storage::F8ScaledNew,
-            dialect: Dialect::Bfl,
-            configs,
-        };
-        let path = folder.path().join("denoiser.safetensors");
-        synth::write(&spec, &path).unwrap();
+        let path = write(&folder, component, tensors, configs);
         let weights = resolve(&program, open_only(&path).unwrap().get(component).unwrap());
+        Self::with(program, weights, fixed, folder)
+    }
+
+    /// `program` with `weights` and the inputs `fixed`.
+    fn with(
+        program: Program,
+        weights: Vec<HostWeight>,
+        fixed: Vec<(&'static str, Vec<f32>)>,
+        folder: tempfile::TempDir,
+    ) -> Self {
         let mut inputs = fixed;
         for io in &program.inputs {
             if inputs.iter().all(|(name, _)| *name != io.name) {
@@ -213,6 +279,24 @@ impl Denoiser {
                 session.run_segment(segment.name, more, go_on).unwrap();
                 between(session, segment);
             }
+        };
+        self.run_by(&mut parts, backend, budget, runs)
+    }
+
+    /// The same with the networks left out that `absent` returns for each run: see
+    /// [`Session::leave_out`].
+    pub fn run_without(
+        &self,
+        backend: &mut dyn Backend,
+        budget: u64,
+        runs: usize,
+        absent: &dyn Fn(usize) -> u32,
+    ) -> HashMap<&'static str, Vec<u32>> {
+        let mut run = 0;
+        let mut parts = |session: &mut Session, more| {
+            session.leave_out(absent(run), absent(run + 1));
+            session.run(more, &mut |_, _| ControlFlow::Continue(())).unwrap();
+            run += 1;
         };
         self.run_by(&mut parts, backend, budget, runs)
     }

@@ -115,8 +115,14 @@ fn every_budget_gives_the_same_bits() {
 
 #[test]
 fn other_networks_give_the_same_bits_with_every_budget() {
-    let programs =
-        [Denoiser::flux2, Denoiser::qwen3, Denoiser::fill, Denoiser::kontext, Denoiser::siglip];
+    let programs = [
+        Denoiser::flux2,
+        Denoiser::qwen3,
+        Denoiser::fill,
+        Denoiser::kontext,
+        Denoiser::siglip,
+        Denoiser::controlled,
+    ];
     for compute in [Compute::F32, Compute::Auto] {
         let mut backend = cpu(compute);
         let act = backend.caps().activation;
@@ -130,6 +136,35 @@ fn other_networks_give_the_same_bits_with_every_budget() {
                 assert!(&got == want, "{} under {budget} bytes", denoiser.program.name);
             }
         }
+    }
+}
+
+/// A run can leave out each ControlNet, whatever the budget; without all of them it gives the bits
+/// of the transformer alone.
+#[test]
+fn networks_are_left_out_of_single_runs() {
+    let mut backend = cpu(Compute::F32);
+    let denoiser = Denoiser::controlled(DType::F32);
+    let plain = Denoiser::plain_of_controlled(DType::F32).run(&mut backend, u64::MAX, 4);
+    type Absent = fn(usize) -> u32;
+    let cases: [Absent; 4] = [
+        |_| 0b110,
+        |run| if run < 2 { 0b110 } else { 0b010 },
+        |run| if run % 2 == 0 { 0b010 } else { 0b100 },
+        |run| if run == 1 { 0b110 } else { 0 },
+    ];
+    let mut seen = vec![denoiser.run(&mut backend, u64::MAX, 4)["latents"].clone()];
+    for (i, absent) in cases.iter().enumerate() {
+        let mut whole = None;
+        for budget in denoiser.budgets(&backend).into_iter().rev() {
+            let got = denoiser.run_without(&mut backend, budget, 4, absent);
+            let want = whole.get_or_insert_with(|| got.clone());
+            assert!(&got == want, "case {i} under {budget} bytes");
+        }
+        let latents = whole.unwrap()["latents"].clone();
+        assert_eq!(latents == plain["latents"], i == 0, "case {i}");
+        assert!(!seen.contains(&latents), "case {i}");
+        seen.push(latents);
     }
 }
 

@@ -120,6 +120,7 @@ fn run_by(
             side_set: case.side_set,
             resident_base: case.base,
             keep: case.keep,
+            ..Tenancy::default()
         },
     );
     let mut steps = 0;

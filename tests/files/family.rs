@@ -31,6 +31,7 @@ static LUMEN: Family = Family {
     undistilled: None,
     keeps_references: None,
     components: &[CORE, READER],
+    add_ons: &[],
     lora: LoraSpec {
         prefixes: &[COMMON_PREFIXES, &[LoraPrefix::shared("reader_", Some(Role::Text(0))).flat()]],
         foreign: &[("double_blocks", "FLUX.1")],
@@ -367,6 +368,7 @@ static MORE_FAMILY: Family = Family {
     undistilled: None,
     keeps_references: None,
     components: &[MORE, VAE],
+    add_ons: &[],
     lora: NO_LORA,
 };
 const NO_LORA: LoraSpec = LoraSpec {

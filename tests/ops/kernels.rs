@@ -10,6 +10,7 @@ use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
 use flux_fast::backend::{Backend, Compute, KernelChoice};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
+use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::op::{
     Attention, Conv2d, ConvShape, Epilogue, GroupNorm, GroupStatistics, LayerNormModulate, Linear,
     Op, Side, Step,
@@ -133,6 +134,20 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
             let (c, op) = linear(rows, 512, 384, dtype);
             seen.push(c.count(driver, &mut ampere, &format!("linear_{name}_{tile}_sm80"), op));
         }
+    }
+    // Products in integers: rows of x that stay in registers, and a row that is too long for that.
+    let integers = [
+        ("128x128", 256, 3072),
+        ("64x64", 128, 3072),
+        ("128x128", 128, 12_288),
+        ("64x64", 64, 17_408),
+    ];
+    for (tile, rows, k) in integers {
+        let (mut c, op) = linear(rows, k, 128, DType::I8);
+        let rotation = Rotation::of_columns(k);
+        c.weights[0].int8 = Some(Int8 { rotation });
+        c.weights[0].parts[0].rotation = rotation;
+        seen.push(c.count(driver, &mut ampere, &format!("linear_int8_{tile}_sm80"), op));
     }
     // Weights in blocks: a step reads less than a sector of 4-bit codes and scales per row, and the
     // next steps find the rest in L1. So sectors have a separate bound; the instruction count says

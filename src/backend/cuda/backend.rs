@@ -214,8 +214,8 @@ impl Backend for CudaBackend {
         self.recorder.end(&self.compute)
     }
 
-    fn allow_host(&mut self, bytes: u64) {
-        self.uploads.limit_kept(bytes);
+    fn allow_host(&mut self, bytes: u64, passing: u64) {
+        self.uploads.limit_kept(bytes, passing);
     }
 
     fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {

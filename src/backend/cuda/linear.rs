@@ -9,16 +9,17 @@ use crate::op::Linear;
 
 /// A tiled kernel: the side of a tile, and the number of its blocks that share a multiprocessor.
 #[derive(Clone, Copy)]
-struct Tile {
+pub(super) struct Tile {
     side: usize,
     blocks: usize,
 }
 
-const LARGE: Tile = Tile { side: 128, blocks: 2 };
-const SMALL: Tile = Tile { side: 64, blocks: 4 };
+pub(super) const LARGE: Tile = Tile { side: 128, blocks: 2 };
+pub(super) const SMALL: Tile = Tile { side: 64, blocks: 4 };
 
 impl Tile {
-    fn count(self, a: &Args<Linear>) -> usize {
+    /// Tiles of the output.
+    pub(super) fn count(self, a: &Args<Linear>) -> usize {
         a.out.rows.div_ceil(self.side) * a.out.cols.div_ceil(self.side)
     }
 
@@ -26,7 +27,7 @@ impl Tile {
     /// busiest multiprocessor, and how well its blocks use it. Starting and ending a block costs as
     /// much as 128 more k, a partial sum as much as 64 multiply-adds, the second launch as much as
     /// a million.
-    fn time(self, a: &Args<Linear>, device: &CudaDevice, splits: usize) -> f64 {
+    pub(super) fn time(self, a: &Args<Linear>, device: &CudaDevice, splits: usize) -> f64 {
         let processors = device.processors.max(1) as usize;
         let per_processor = (self.count(a) * splits).div_ceil(processors);
         let together = per_processor.min(self.blocks) as f64 / self.blocks as f64;

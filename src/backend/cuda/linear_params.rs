@@ -47,7 +47,7 @@ pub struct Params {
 /// Elements of k that a kernel's pipeline processes at a time.
 pub const STEP: usize = 32;
 
-/// The parameters of a launch that sums all of k at once. `a` must have passed [`legal`].
+/// The parameters of a launch that sums all of k at once. `a` must have passed [`shapes`].
 pub fn params(a: &Args<Linear>) -> Params {
     let (residual, gate) = (a.tail.residual(), a.tail.gate());
     let planes = a.w.dtype.format().map_or([0; 5], |f| f.layout(a.w.cols).planes);
@@ -101,12 +101,17 @@ pub fn buffers(a: &Args<Linear>) -> Vec<u64> {
     ]
 }
 
-/// Checks what every kernel of the family requires. Shapes that contradict each other are a bug of
-/// the caller, and panic.
+/// Checks what every kernel of the family requires that multiplies the stored weights.
 pub fn legal(a: &Args<Linear>) -> Result<(), &'static str> {
     if a.int8.is_some() {
         return Err("the product is to be computed in int8");
     }
+    shapes(a)
+}
+
+/// Checks what every kernel of the family requires. Shapes that contradict each other are a bug of
+/// the caller, and panic.
+pub fn shapes(a: &Args<Linear>) -> Result<(), &'static str> {
     let (rows, n, k) = (a.x.rows, a.w.rows, a.x.cols);
     assert!(
         a.w.cols == k && a.out.rows == rows && a.out.cols == n,

@@ -5,6 +5,7 @@ use super::launch::{Args, Cuda, Launch, Side, Variant};
 use super::linear::{self, LINEAR};
 use super::linear_fp8::{self, LINEAR_FP8};
 use super::linear_hopper::{self, LINEAR_HOPPER};
+use super::linear_int8::{self, LINEAR_INT8};
 use crate::backend::form::Segment;
 use crate::backend::gpu::{GpuApi, GpuBackend, Lowering, Matrix, Product, variants};
 use crate::error::{Error, Result};
@@ -35,14 +36,17 @@ impl GpuApi for Cuda {
     }
 }
 
-variants!(Cuda, Linear: LINEAR_HOPPER, LINEAR_FP8, LINEAR; choose);
+variants!(Cuda, Linear: LINEAR_INT8, LINEAR_HOPPER, LINEAR_FP8, LINEAR; choose);
 
-/// The best of what each family offers: the kernels for Hopper, FP8 products where they are asked
-/// for, then BF16.
+/// The best of what each family offers: products of integers where the weight is one of them, else
+/// the kernels for Hopper, FP8 products where they are asked for, then BF16.
 fn choose(
     args: &Args<Linear>,
     device: &CudaDevice,
 ) -> Result<&'static Variant<Linear>, &'static str> {
+    if args.int8.is_some() {
+        return linear_int8::choose(args, device);
+    }
     let special = [linear_hopper::choose(args, device), linear_fp8::choose(args, device)];
     match special.into_iter().flatten().find(|v| device.runs(v.needs)) {
         Some(variant) => Ok(variant),

@@ -24,6 +24,7 @@ mod launch;
 mod linear;
 mod linear_fp8;
 mod linear_hopper;
+mod linear_int8;
 mod linear_params;
 mod lower;
 mod measure;
@@ -32,6 +33,7 @@ mod norm;
 mod nvml;
 mod open;
 mod recording;
+mod slabs;
 mod uploads;
 
 pub use arch::Arch;
@@ -61,6 +63,7 @@ fn kernels() -> Vec<&'static launch::Kernel> {
         linear::KERNELS,
         linear_fp8::KERNELS,
         linear_hopper::KERNELS,
+        linear_int8::KERNELS,
         attention_hopper::KERNELS,
         attention::KERNELS,
         conv2d::KERNELS,

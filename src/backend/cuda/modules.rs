@@ -25,6 +25,7 @@ sources! {
     "ceilings.sm80" Arch::From(8, 0);
     "linear.sm80" Arch::From(8, 0);
     "linear_blocks.sm80" Arch::From(8, 0);
+    "linear_int8.sm80" Arch::From(8, 0);
     "linear_fp8.sm89" Arch::From(8, 9);
     "linear_hopper.sm90a" Arch::Only(9, 0);
     "attention_hopper.sm90a" Arch::Only(9, 0);

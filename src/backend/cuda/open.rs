@@ -35,7 +35,7 @@ const RECORD_BELOW_SECONDS: f64 = 0.05;
 pub struct CudaOptions {
     /// Which GPU, as the driver counts them.
     pub ordinal: usize,
-    /// `Auto` and `BF16`, or `Fp8` where the GPU has it (compute capability 8.9).
+    /// `Auto`, `BF16` and `Int8`, or `Fp8` where the GPU has it (compute capability 8.9).
     pub compute: Compute,
     /// Forced variants; see [`names`](super::names).
     pub kernels: Vec<KernelChoice>,
@@ -56,6 +56,11 @@ impl CudaBackend {
     pub fn new(options: CudaOptions) -> Result<CudaBackend> {
         let CudaOptions { ordinal, compute, kernels, pinned_bytes, record_below_seconds } = options;
         let fp8 = multiplies_in_fp8(compute)?;
+        let int8 = match compute {
+            Compute::Int8 => Int8Use::All,
+            Compute::Auto => Int8Use::Stored,
+            _ => Int8Use::Never,
+        };
         let name = format!("cuda:{ordinal}");
         let (index, facts) = find(ordinal, fp8, &name)?;
         let choice = Choice::new(CudaDevice::new(&facts, fp8), kernels)?;
@@ -75,7 +80,7 @@ impl CudaBackend {
             measured.filter(|n| PLAUSIBLE_BYTES.contains(n)).unwrap_or(ALLOWANCE_BYTES);
         let caps = Caps {
             name,
-            description: describe(&facts, fp8),
+            description: describe(&facts, fp8, int8 == Int8Use::All),
             memory_bytes,
             // CUDA graphs that are recorded later need `GRAPH_BYTES`. They count as overhead, not
             // as free memory.
@@ -87,7 +92,7 @@ impl CudaBackend {
             grain: Grain::whole(ALIGNMENT),
             pins: true,
             reopens: false,
-            int8: Int8Use::Never,
+            int8,
         };
         let below_seconds = record_below_seconds.unwrap_or(RECORD_BELOW_SECONDS);
         Ok(CudaBackend {
@@ -114,15 +119,16 @@ impl CudaBackend {
     }
 }
 
+/// What [`CudaOptions::compute`] can be.
+const OFFERED: &str = "auto, bf16, fp8 or int8 on CUDA";
+
 /// Whether `compute` asks for products in FP8; an error if CUDA does not have these products.
 fn multiplies_in_fp8(compute: Compute) -> Result<bool> {
     match compute {
-        Compute::Auto | Compute::BF16 => Ok(false),
+        Compute::Auto | Compute::BF16 | Compute::Int8 => Ok(false),
         Compute::Fp8 => Ok(true),
-        Compute::F32 => {
-            Err(compute.refused("auto, bf16 or fp8 on CUDA").try_("{device=cpu} {compute=f32}"))
-        }
-        Compute::F16 | Compute::Int8 => Err(compute.refused("auto, bf16 or fp8 on CUDA")),
+        Compute::F32 => Err(compute.refused(OFFERED).try_("{device=cpu} {compute=f32}")),
+        Compute::F16 => Err(compute.refused(OFFERED)),
     }
 }
 
@@ -157,7 +163,7 @@ fn find(ordinal: usize, fp8: bool, name: &str) -> Result<(i32, Facts)> {
     Ok((index, facts))
 }
 
-fn describe(facts: &Facts, fp8: bool) -> String {
+fn describe(facts: &Facts, fp8: bool, int8: bool) -> String {
     let (major, minor) = facts.capability;
     format!(
         "{}, compute capability {major}.{minor}, {} SMs, CUDA {}.{}{}",
@@ -165,7 +171,11 @@ fn describe(facts: &Facts, fp8: bool) -> String {
         facts.processors,
         facts.driver / 1000,
         facts.driver % 1000 / 10,
-        if fp8 { ", fp8" } else { "" }
+        match (fp8, int8) {
+            (true, _) => ", fp8",
+            (_, true) => ", int8",
+            _ => "",
+        }
     )
 }
 

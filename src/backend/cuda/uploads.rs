@@ -13,12 +13,13 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rayon::prelude::*;
 
-use super::driver::{Context, Event, EventPool, Pinned, Stream};
+use super::driver::{Context, Event, EventPool, Pinned, PinnedPart, Stream};
+use super::slabs::Slabs;
 use crate::backend::WeightKey;
 use crate::backend::courier::Courier;
 use crate::backend::form::{Piece, Source};
@@ -53,6 +54,8 @@ pub(super) struct Uploads {
     events: Arc<EventPool>,
     /// Upper bound of the pinned memory for kept copies, in bytes.
     keep_bytes: Arc<AtomicU64>,
+    /// The memory of kept copies.
+    slabs: Arc<Mutex<Slabs>>,
 }
 
 impl Uploads {
@@ -74,8 +77,10 @@ impl Uploads {
             .build()
             .map_err(|e| Error::device(format!("could not start a thread: {e}")).at("cuda"))?;
         let stream = Arc::new(Stream::new(context)?);
+        let slabs = Arc::new(Mutex::new(Slabs::new(context)));
         let mut copier = Copier {
             context: context.clone(),
+            slabs: slabs.clone(),
             bound: None,
             stream: stream.clone(),
             events: events.clone(),
@@ -84,15 +89,16 @@ impl Uploads {
             chunks,
             next: 0,
             kept: HashMap::new(),
-            kept_bytes: 0,
         };
         let courier = Courier::start("cuda", move |parcel| copier.bring(parcel))?;
-        Ok(Uploads { courier, stream, events: events.clone(), keep_bytes })
+        Ok(Uploads { courier, stream, events: events.clone(), keep_bytes, slabs })
     }
 
-    /// From now on, kept copies may take `bytes` of pinned memory.
-    pub fn limit_kept(&self, bytes: u64) {
+    /// From now on, kept copies may take `bytes` of pinned memory; `passing` bytes of weights are
+    /// going to be kept.
+    pub fn limit_kept(&self, bytes: u64, passing: u64) {
         self.keep_bytes.store(bytes, Ordering::Relaxed);
+        lock(&self.slabs).prepare(passing.min(bytes));
     }
 
     /// Asks for the weight `key` at device address `to`. Steps that are queued on `compute` now are
@@ -177,9 +183,14 @@ impl Origin {
     }
 }
 
+fn lock(slabs: &Mutex<Slabs>) -> MutexGuard<'_, Slabs> {
+    slabs.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// The state of the courier's thread.
 struct Copier {
     context: Arc<Context>,
+    slabs: Arc<Mutex<Slabs>>,
     /// Whether `context` could be made current in this thread; `None` before the first upload.
     bound: Option<Result<()>>,
     stream: Arc<Stream>,
@@ -189,8 +200,7 @@ struct Copier {
     chunks: Vec<(Pinned, Event)>,
     next: usize,
     /// Pinned copies, each with its part, so that no other source is allocated at the same address.
-    kept: HashMap<Origin, (Pinned, HostPart)>,
-    kept_bytes: u64,
+    kept: HashMap<Origin, (PinnedPart, HostPart)>,
 }
 
 impl Drop for Copier {
@@ -229,23 +239,22 @@ impl Copier {
             return self.pass(to, piece.bytes, piece.unit, &read);
         };
         let allowed = self.keep_bytes.load(Ordering::Relaxed);
-        if self.kept_bytes > allowed {
+        let pinned = lock(&self.slabs).bytes();
+        if pinned > allowed {
             self.stream.drain(); // they may be being copied
             self.kept.clear();
-            self.kept_bytes = 0;
+            lock(&self.slabs).clear();
         }
-        if keep
-            && !self.kept.contains_key(&origin)
-            && self.kept_bytes + piece.bytes as u64 <= allowed
-        {
-            // If the system refuses to pin more memory, the ring of chunks serves as well.
-            match Pinned::new(&self.context, piece.bytes) {
-                Ok(mut own) => {
+        if keep && !self.kept.contains_key(&origin) {
+            let taken = lock(&self.slabs).take(piece.bytes, allowed);
+            match taken {
+                Ok(Some(mut own)) => {
                     fill(&self.readers, own.bytes_mut(), piece.unit, &read)?;
-                    self.kept_bytes += piece.bytes as u64;
                     self.kept.insert(origin.clone(), (own, part.clone()));
                 }
-                Err(_) => self.keep_bytes.store(self.kept_bytes, Ordering::Relaxed),
+                Ok(None) => {}
+                // If the system refuses to pin more memory, the ring of chunks serves as well.
+                Err(_) => self.keep_bytes.store(pinned.min(allowed), Ordering::Relaxed),
             }
         }
         match self.kept.get(&origin) {

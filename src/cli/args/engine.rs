@@ -44,7 +44,7 @@ pub struct EngineArgs {
     )]
     pub ram: Budget,
     /// Arithmetic: auto; f32 (CPU, wgpu); bf16; f16 (wgpu), fp8 (CUDA from RTX 40 on, for FP8
-    /// weights) and int8 (CPU, wgpu, for any weights): faster products, less exact
+    /// weights) and int8 (CPU, CUDA, wgpu, for any weights): faster products, less exact
     #[arg(long, value_parser = values::compute(), default_value = "auto")]
     pub compute: Compute,
     /// Use this kernel variant, such as linear=linear_f32_avx2; may be given several times

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::super::values::{self, Seed, Size, StyleArg};
+use super::super::values::{self, ControlNetArg, Seed, Size, StyleArg};
 use super::IMAGE_HEADING;
 use crate::pipeline::request::{
     LoraChoice, MAX_COUNT, MAX_MASK_BLUR, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS, MIN_SHIFT,
@@ -114,6 +114,17 @@ pub struct RequestArgs {
     /// the edges of a photo itself
     #[arg(long, value_name = "IMAGE")]
     pub control: Option<PathBuf>,
+    /// A ControlNet for FLUX.1 (a file, a folder or its name) and the image that it sees, how
+    /// strongly it acts, 0 to 10 [default: 1], and in which part of the steps [default: 0-1]; may
+    /// be given several times. `,mode=canny` (tile, depth, blur, pose, gray, lq) says what the
+    /// image is where a ControlNet needs to know it; `,edges` finds the edges of a photo. In
+    /// `again`, `:IMAGE` is the image for the recorded ControlNet
+    #[arg(
+        long = "controlnet",
+        value_name = "FILE:IMAGE[:STRENGTH[:START-END]]",
+        value_parser = values::controlnet,
+    )]
+    pub controlnets: Vec<ControlNetArg>,
     /// An image that the model looks at (FLUX.2, FLUX.1 Kontext): it is edited as the prompt says,
     /// or combined with the others; may be given several times. Without --size, the first one sets
     /// the size
@@ -190,6 +201,7 @@ impl RequestArgs {
             loras,
             init_img: _,
             control: _,
+            controlnets: _,
             references: _,
             styles,
             mask: _,
@@ -203,8 +215,8 @@ impl RequestArgs {
         request.count = count;
         request.steps = steps;
         request.seed = seed.and_then(Seed::number);
-        // The size of an aspect ratio is known only when the model is open. If there are both --size
-        // and --width, clap has kept the width only if it came later.
+        // The size of an aspect ratio is known only when the model is open. If there are both
+        // --size and --width, clap has kept the width only if it came later.
         let of_size = match size {
             Some(Size::Pixels(width, height)) => (Some(width), Some(height)),
             Some(Size::Ratio(_)) | None => (None, None),

@@ -20,6 +20,8 @@ pub enum Role {
     Vae,
     /// LoRAs.
     Lora,
+    /// ControlNets.
+    ControlNet,
     /// Vision towers.
     Vision,
     /// Redux adapters.
@@ -35,6 +37,7 @@ impl Role {
             spec::Role::Transformer => Role::Model,
             spec::Role::Text(_) => Role::Text,
             spec::Role::Autoencoder => Role::Vae,
+            spec::Role::Control => Role::ControlNet,
             spec::Role::Vision => Role::Vision,
             spec::Role::Style => Role::Style,
         }
@@ -55,7 +58,7 @@ pub struct ModelFolder {
 }
 
 /// The folders of ComfyUI, which are also the keys of its lists of folders, and of A1111 and Forge.
-const FOLDERS: [(&str, Role); 16] = [
+const FOLDERS: [(&str, Role); 19] = [
     ("checkpoints", Role::Model),
     ("diffusion_models", Role::Model),
     ("unet", Role::Model),
@@ -66,15 +69,18 @@ const FOLDERS: [(&str, Role); 16] = [
     ("clip_gguf", Role::Text),
     ("vae", Role::Vae),
     ("loras", Role::Lora),
+    ("controlnet", Role::ControlNet),
+    ("xlabs/controlnets", Role::ControlNet),
     ("clip_vision", Role::Vision),
     ("style_models", Role::Style),
     ("Stable-diffusion", Role::Model),
     ("text_encoder", Role::Text),
     ("VAE", Role::Vae),
     ("Lora", Role::Lora),
+    ("ControlNet", Role::ControlNet),
 ];
 /// How many of [`FOLDERS`] belong to ComfyUI.
-const COMFY_FOLDERS: usize = 12;
+const COMFY_FOLDERS: usize = 14;
 
 /// The usual names of ComfyUI's own folder.
 const COMFY_ROOTS: [&str; 4] =

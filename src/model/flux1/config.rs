@@ -54,9 +54,6 @@ impl FluxConfig {
     pub fn read(shapes: &dyn TensorShapes, config: Option<&Value>) -> Result<Self> {
         let get = |name: &str| shape(shapes, "transformer", name);
         let (hidden, in_channels) = get("img_in.weight")?;
-        let (_, context) = get("txt_in.weight")?;
-        let (_, pooled) = get("vector_in.in_layer.weight")?;
-        let (_, time_dim) = get("time_in.in_layer.weight")?;
         let (out_channels, _) = get("final_layer.linear.weight")?;
         let depth_double = blocks(shapes, "double_blocks.", config, "num_layers")?;
         let depth_single = blocks(shapes, "single_blocks.", config, "num_single_layers")?;
@@ -70,6 +67,22 @@ impl FluxConfig {
                 known_blocks(config, "num_layers", "double_blocks.", depth_double, &of_single)?;
             }
         }
+        Self::read_sizes(shapes, config, (in_channels, out_channels), (depth_double, depth_single))
+    }
+
+    /// The same for a network of as many channels in and out and as many double and single blocks:
+    /// a transformer, or a ControlNet, which has no final layer.
+    pub(super) fn read_sizes(
+        shapes: &dyn TensorShapes,
+        config: Option<&Value>,
+        (in_channels, out_channels): (usize, usize),
+        (depth_double, depth_single): (usize, usize),
+    ) -> Result<Self> {
+        let get = |name: &str| shape(shapes, "transformer", name);
+        let (hidden, _) = get("img_in.weight")?;
+        let (_, context) = get("txt_in.weight")?;
+        let (_, pooled) = get("vector_in.in_layer.weight")?;
+        let (_, time_dim) = get("time_in.in_layer.weight")?;
         let (head_dim, mlp_hidden) = if depth_double > 0 {
             (
                 get("double_blocks.0.img_attn.norm.query_norm.scale")?.1,

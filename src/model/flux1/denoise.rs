@@ -1,10 +1,13 @@
 //! One denoising step.
 
 use super::config::FluxConfig;
+use super::control::{Control, Controlled, Residual};
 use super::{linear, linear_rows};
 use crate::dtype::DType;
 use crate::model::joint::{ImageInputs, JointAttention, NORM_EPS, RopeTable, SequenceShape};
-use crate::op::{CopyRows, Epilogue, EulerStep, LayerNormModulate, Linear, Program, Recorder};
+use crate::op::{
+    CopyRows, Epilogue, EulerStep, LayerNormModulate, Linear, Program, Recorder, ScaledAdd,
+};
 use crate::spec::lora::added_inputs;
 use crate::tensor::{Tensor, View};
 
@@ -35,6 +38,11 @@ impl DenoiseShape {
         if self.cfg { 2 } else { 1 }
     }
 
+    /// The same without the sequences of the negative prompt.
+    pub fn prompted(&self) -> DenoiseShape {
+        DenoiseShape { cfg: false, ..*self }
+    }
+
     /// Image tokens of one image.
     pub fn image_tokens(&self) -> usize {
         self.height * self.width
@@ -49,13 +57,12 @@ impl DenoiseShape {
 /// One step, in three segments.
 ///
 /// Inputs: `latents` (images * image_tokens x out_channels, f32, updated in place), `condition`
-/// (the same rows, the other columns of in_channels and those that LoRAs add; absent where there are
-/// none), `references`
-/// (reference_tokens x in_channels, f32; absent without references), `text` (batch * text_tokens x
-/// context), `modulation` (prompts x [`FluxConfig::modulation_cols`], the rows of one
-/// step of [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see [`rope`]),
-/// `step` (1 x 2, f32: next timestep less this one, true CFG scale). Output: `velocity` (batch *
-/// image_tokens x out_channels, f32).
+/// (the same rows, the other columns of in_channels and those that LoRAs add; absent where there
+/// are none), `references` (reference_tokens x in_channels, f32; absent without references), `text`
+/// (batch * text_tokens x context), `modulation` (prompts x [`FluxConfig::modulation_cols`], the
+/// rows of one step of [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see
+/// [`rope`]), `step` (1 x 2, f32: next timestep less this one, true CFG scale). Output: `velocity`
+/// (batch * image_tokens x out_channels, f32).
 ///
 /// | segment  | what it does                             | passes on                         |
 /// |----------|------------------------------------------|-----------------------------------|
@@ -63,6 +70,18 @@ impl DenoiseShape {
 /// | `blocks` | double blocks, join, single blocks       | `joint`: text and image rows      |
 /// | `tail`   | final layer, update of the latents       |                                   |
 pub fn denoise(c: &FluxConfig, s: impl Into<SequenceShape>, act: DType) -> Program {
+    denoise_with(c, s, &[], act)
+}
+
+/// The same with `controls`, ControlNets that change the image rows after the blocks. Number n of
+/// them has the weights of the network n + 1 ([`WeightSpec::net`](crate::op::WeightSpec::net)), and
+/// further inputs; see [`Control`].
+pub fn denoise_with(
+    c: &FluxConfig,
+    s: impl Into<SequenceShape>,
+    controls: &[Control<'_>],
+    act: DType,
+) -> Program {
     let s = &s.into();
     let image = &s.image;
     let mut r = Recorder::new("denoise");
@@ -73,7 +92,10 @@ pub fn denoise(c: &FluxConfig, s: impl Into<SequenceShape>, act: DType) -> Progr
     let rope = r.input("rope", s.tokens(), c.head_dim, DType::F32);
     let step = r.input("step", 1, 2, DType::F32);
     let mut modulation = Modulation { tensor: modulation, hidden: c.hidden, next: 0 };
-    let denoiser = Denoiser { c, s, act };
+    let denoiser = Denoiser { c, s, act, scope: "" };
+    let mut controls: Vec<Controlled<'_>> = (controls.iter().enumerate())
+        .map(|(i, control)| Controlled::record(&mut r, i, *control, &image.prompted(), act))
+        .collect();
 
     r.segment("head");
     let (img, txt) = denoiser.head(&mut r, &inputs, text);
@@ -81,7 +103,8 @@ pub fn denoise(c: &FluxConfig, s: impl Into<SequenceShape>, act: DType) -> Progr
     r.pass_on("txt", txt);
 
     r.segment("blocks");
-    let joint = denoiser.blocks(&mut r, (img, txt), rope, &mut modulation);
+    let shared = Shared { latents: inputs.latents, text, rope };
+    let joint = denoiser.blocks(&mut r, (img, txt), &shared, &mut modulation, &mut controls);
     r.pass_on("joint", joint);
 
     r.segment("tail");
@@ -93,10 +116,20 @@ pub fn denoise(c: &FluxConfig, s: impl Into<SequenceShape>, act: DType) -> Progr
 
 /// Hands out consecutive vectors of `hidden` columns of the modulation matrix, in the order in
 /// which [`modulate()`](super::modulate()) writes them.
-struct Modulation {
-    tensor: Tensor,
-    hidden: usize,
-    next: usize,
+pub(super) struct Modulation {
+    pub tensor: Tensor,
+    pub hidden: usize,
+    pub next: usize,
+}
+
+/// Inputs that ControlNets read, too.
+pub(super) struct Shared {
+    /// The latents of all images.
+    pub latents: Tensor,
+    /// The text of all sequences.
+    pub text: Tensor,
+    /// The rotations of all tokens of a sequence.
+    pub rope: Tensor,
 }
 
 impl Modulation {
@@ -110,16 +143,18 @@ impl Modulation {
 }
 
 /// Sizes and inputs that all parts of the program use.
-struct Denoiser<'a> {
-    c: &'a FluxConfig,
-    s: &'a SequenceShape,
-    act: DType,
+pub(super) struct Denoiser<'a> {
+    pub c: &'a FluxConfig,
+    pub s: &'a SequenceShape,
+    pub act: DType,
+    /// What stands before the names of blocks in labels.
+    pub scope: &'a str,
 }
 
 impl Denoiser<'_> {
     /// Latents and text as hidden rows, sequence after sequence: (image and references, text).
     fn head(&self, r: &mut Recorder, inputs: &ImageInputs, text: Tensor) -> (Tensor, Tensor) {
-        let Denoiser { c, s, act } = *self;
+        let Denoiser { c, s, act, .. } = *self;
         r.scope("img_in");
         let x = inputs.rows(r, s, act);
         let img = r.temp(x.rows, c.hidden, act);
@@ -137,35 +172,99 @@ impl Denoiser<'_> {
         (img, txt)
     }
 
-    /// All blocks; the rows of each sequence are joined after the double blocks, text first.
+    /// All blocks; the rows of each sequence are joined after the double blocks, text first. What
+    /// `controls` give is added to the rows of the image after each block.
     fn blocks(
         &self,
         r: &mut Recorder,
         (img, txt): (Tensor, Tensor),
-        rope: Tensor,
+        shared: &Shared,
         modulation: &mut Modulation,
+        controls: &mut [Controlled<'_>],
     ) -> Tensor {
-        let Denoiser { c, s, act } = *self;
-        let (batch, text_tokens) = (s.image.batch(), s.image.text_tokens);
+        let Denoiser { c, s, .. } = *self;
         for i in 0..c.depth_double {
-            self.double_block(r, i, (img, txt), rope, modulation);
+            self.double_block(r, i, (img, txt), shared.rope, modulation);
+            for control in &mut *controls {
+                let Some(residual) = control.after_double(r, i, c.depth_double, shared) else {
+                    continue;
+                };
+                self.add(r, &format!("double.{i}"), residual, (img, 0));
+            }
         }
-        r.scope("join");
+        let joint = self.join(r, (img, txt));
+        for i in 0..c.depth_single {
+            self.single_block(r, i, joint, shared.rope, modulation);
+            for control in &mut *controls {
+                let Some(residual) = control.after_single(r, i, c.depth_single, shared) else {
+                    continue;
+                };
+                self.add(r, &format!("single.{i}"), residual, (joint, s.image.text_tokens));
+            }
+        }
+        joint
+    }
+
+    /// The rows of each sequence in one tensor, text first.
+    pub fn join(&self, r: &mut Recorder, (img, txt): (Tensor, Tensor)) -> Tensor {
+        let Denoiser { c, s, act, scope } = *self;
+        let (batch, text_tokens) = (s.image.batch(), s.image.text_tokens);
+        r.scope(format!("{scope}join"));
         let joint = r.temp(batch * s.tokens(), c.hidden, act);
         for (label, x, to, count) in
             [("txt", txt, 0, text_tokens), ("img", img, text_tokens, s.pixels())]
         {
             r.push(label, CopyRows { x, out: joint, batch, from: 0, to, count });
         }
-        for i in 0..c.depth_single {
-            self.single_block(r, i, joint, rope, modulation);
-        }
         joint
+    }
+
+    /// Adds what a ControlNet gives for each image to the rows of the image in every sequence with
+    /// this image. They begin at row `first` of each sequence in `rows`.
+    fn add(
+        &self,
+        r: &mut Recorder,
+        block: &str,
+        residual: Residual,
+        (rows, first): (Tensor, usize),
+    ) {
+        let Denoiser { c, s, act, .. } = *self;
+        let (images, count) = (s.image.images, s.image.image_tokens());
+        let Residual { tensor, strength, net } = residual;
+        r.net(net as u32 + 1);
+        r.scope(block);
+        let label = format!("control{net}");
+        let add = |r: &mut Recorder, to: Tensor| {
+            let epilogue = Epilogue::GatedAdd { residual: to, gate: strength.all() };
+            let (x, out) = (tensor.all(), to.all());
+            r.push(&label, ScaledAdd { x, add: None, scale: None, epilogue, out });
+        };
+        if rows.rows == tensor.rows {
+            add(r, rows);
+            return r.net(0);
+        }
+        let per_sequence = rows.rows / s.image.batch();
+        for prompt in 0..s.image.prompts() {
+            let image = r.temp(images * count, c.hidden, act);
+            let own = |i: usize| (prompt * images + i) * per_sequence + first;
+            for i in 0..images {
+                let copy =
+                    CopyRows { x: rows, out: image, batch: 1, from: own(i), to: i * count, count };
+                r.push(&format!("{label}.from"), copy);
+            }
+            add(r, image);
+            for i in 0..images {
+                let copy =
+                    CopyRows { x: image, out: rows, batch: 1, from: i * count, to: own(i), count };
+                r.push(&format!("{label}.to"), copy);
+            }
+        }
+        r.net(0);
     }
 
     /// `LastLayer` on the rows of the image, without those of references: the output `velocity`.
     fn final_layer(&self, r: &mut Recorder, joint: Tensor, modulation: &mut Modulation) -> Tensor {
-        let Denoiser { c, s, act } = *self;
+        let Denoiser { c, s, act, .. } = *self;
         let (batch, count, from) = (s.image.batch(), s.image.image_tokens(), s.image.text_tokens);
         let velocity = r.output("velocity", batch * count, c.out_channels, DType::F32);
         r.scope("final");
@@ -179,7 +278,7 @@ impl Denoiser<'_> {
 
     /// `DoubleStreamBlock`: image and text have weights of their own and share one attention, text
     /// first.
-    fn double_block(
+    pub fn double_block(
         &self,
         r: &mut Recorder,
         i: usize,
@@ -187,9 +286,9 @@ impl Denoiser<'_> {
         rope: Tensor,
         modulation: &mut Modulation,
     ) {
-        let Denoiser { c, s, act } = *self;
+        let Denoiser { c, s, act, scope } = *self;
         let (h, batch, text_tokens) = (c.hidden, s.image.batch(), s.image.text_tokens);
-        r.scope(format!("double.{i}"));
+        r.scope(format!("{scope}double.{i}"));
         let img_mod: [View; 6] = modulation.take();
         let txt_mod: [View; 6] = modulation.take();
         let qkv = r.temp(batch * s.tokens(), 3 * h, act);
@@ -229,7 +328,7 @@ impl Denoiser<'_> {
 
     /// `SingleStreamBlock`: attention and MLP in parallel. `linear1` is recorded as its two halves,
     /// so that each is written where it is used.
-    fn single_block(
+    pub fn single_block(
         &self,
         r: &mut Recorder,
         i: usize,
@@ -237,9 +336,9 @@ impl Denoiser<'_> {
         rope: Tensor,
         modulation: &mut Modulation,
     ) {
-        let Denoiser { c, act, .. } = *self;
+        let Denoiser { c, act, scope, .. } = *self;
         let h = c.hidden;
-        r.scope(format!("single.{i}"));
+        r.scope(format!("{scope}single.{i}"));
         let [shift, scale, gate] = modulation.take();
         let block = format!("single_blocks.{i}");
         let (linear1, linear2) = (format!("{block}.linear1"), format!("{block}.linear2"));

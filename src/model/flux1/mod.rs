@@ -5,11 +5,13 @@
 //! model's. [`denoise()`] is one step of everything else, in three segments: head, blocks and tail.
 
 mod config;
+pub mod control;
 mod denoise;
 mod modulate;
 
 pub use config::FluxConfig;
-pub use denoise::{DenoiseShape, denoise, rope};
+pub use control::ControlConfig;
+pub use denoise::{DenoiseShape, denoise, denoise_with, rope};
 pub use modulate::modulate;
 
 use crate::model::config::TensorSpec;

@@ -13,12 +13,18 @@ use crate::tensor::Tensor;
 /// the blocks: six vectors for the image and six for the text of each double block, three of each
 /// single block, shift and scale of the final layer.
 pub fn modulate(c: &FluxConfig, rows: usize, act: DType) -> Program {
+    record(c, rows, act, "modulate", c.modulation_cols())
+}
+
+/// The same called `name`, of `cols` columns: all of [`FluxConfig::modulation_cols`], or those of
+/// the blocks.
+pub(super) fn record(c: &FluxConfig, rows: usize, act: DType, name: &str, cols: usize) -> Program {
     let h = c.hidden;
-    let mut r = Recorder::new("modulate");
+    let mut r = Recorder::new(name);
     let timestep = r.input("timestep", rows, 1, DType::F32);
     let guidance = c.guidance.then(|| r.input("guidance", rows, 1, DType::F32));
     let pooled = r.input("pooled", rows, c.pooled, act);
-    let out = r.output("modulation", rows, c.modulation_cols(), act);
+    let out = r.output("modulation", rows, cols, act);
 
     // `MLPEmbedder`; the result is added to `sum` if there is one.
     let mlp = |r: &mut Recorder, scope: &str, x: Tensor, sum: Option<Tensor>| {
@@ -64,6 +70,8 @@ pub fn modulate(c: &FluxConfig, rows: usize, act: DType) -> Program {
     for i in 0..c.depth_single {
         lin(&mut r, format!("single.{i}"), "mod", format!("single_blocks.{i}.modulation.lin"), 3);
     }
-    lin(&mut r, "final".into(), "mod", "final_layer.adaLN_modulation.1".into(), 2);
+    if cols == c.modulation_cols() {
+        lin(&mut r, "final".into(), "mod", "final_layer.adaLN_modulation.1".into(), 2);
+    }
     r.finish()
 }

@@ -16,7 +16,7 @@ pub fn search(search: &mut Search<'_>) -> Option<(Opened, String)> {
     let compute = search.options.compute;
     match best_cuda() {
         Err(reason) => search.reasons.push(reason),
-        Ok(_) if matches!(compute, Compute::F32 | Compute::F16 | Compute::Int8) => {
+        Ok(_) if matches!(compute, Compute::F32 | Compute::F16) => {
             let compute = Message::parameter_with("compute", compute);
             search.reasons.push(Message::with("CUDA has no {}", [compute]));
         }

@@ -6,6 +6,7 @@
 
 use image::{GrayImage, ImageBuffer, Luma, imageops};
 
+use super::load::fit;
 use super::resize::scaled;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Margins, Mask, Request};
@@ -128,6 +129,13 @@ impl Masking {
     /// The region of the photo that is drawn over, in the drawn size.
     pub fn start(&self) -> Image {
         scaled(&cut(&self.photo, &self.region), self.width, self.height).into_owned()
+    }
+
+    /// The same part of `image`, which belongs to the photo, in the drawn size: an image of another
+    /// size is first fitted to that of the photo.
+    pub fn drawn_part(&self, image: &Image) -> Image {
+        let fitted = fit(image, self.photo.width, self.photo.height);
+        scaled(&cut(&fitted, &self.region), self.width, self.height).into_owned()
     }
 
     /// The mask of the drawn pixels. It has values between 0 and 255 only if the request's has.
@@ -287,6 +295,13 @@ fn snapped(mask: &Mask) -> Mask {
         v => v,
     };
     Mask { values: mask.values.iter().map(snap).collect(), ..*mask }
+}
+
+/// `mask` at `width` x `height`, as [`fit`] makes images.
+pub fn fit_mask(mask: &Mask, width: usize, height: usize) -> Mask {
+    let rgb = mask.values.iter().flat_map(|v| [*v; 3]).collect();
+    let fitted = fit(&Image { width: mask.width, height: mask.height, rgb }, width, height);
+    Mask { width, height, values: fitted.rgb.chunks_exact(3).map(|p| p[0]).collect() }
 }
 
 /// Whether every pixel is either kept or repainted.

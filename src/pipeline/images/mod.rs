@@ -35,7 +35,7 @@ pub use load::{
 pub use mask_file::{MaskMarks, encode_mask};
 #[cfg(feature = "server")]
 pub(crate) use masking::Region;
-pub(crate) use masking::{Masking, is_hard};
+pub(crate) use masking::{Masking, fit_mask, is_hard};
 pub use metadata::Provenance;
 pub use reference::ReferenceSize;
 pub(crate) use reference::{check_reference, prepare_bytes, prepare_reference, reference_size};

@@ -1,5 +1,5 @@
-//! Control LoRAs, which make a model read a control image: they add columns to the first layer of the
-//! transformer.
+//! Control LoRAs, which make a model read a control image: they add columns to the first layer of
+//! the transformer.
 
 use std::path::Path;
 
@@ -55,6 +55,6 @@ impl LoraSet {
             return Err(Error::model(what).at(&spec.name).try_("a smaller strength"));
         }
         let part = lora::owned(&sum, spec.rows, spec.cols);
-        Ok(HostWeight { rows: spec.rows, cols: spec.cols, parts: vec![part] })
+        Ok(HostWeight { rows: spec.rows, cols: spec.cols, parts: vec![part], int8: None })
     }
 }

@@ -16,7 +16,7 @@ pub use set::{LoraSet, Strengths};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use self::set::LoraFile;
+use super::opened_file::OpenedFile;
 use super::request::LoraChoice;
 use crate::error::{Kind, Result};
 use crate::host::start_shared_threads;
@@ -37,7 +37,7 @@ pub struct Loras {
 #[derive(Default)]
 struct State {
     /// The one that was used last is at the end.
-    files: Vec<(LoraFile, Arc<Adapter>)>,
+    files: Vec<(OpenedFile, Arc<Adapter>)>,
     /// The set of the last request.
     set: Option<Arc<LoraSet>>,
     /// How many sets there were so far.
@@ -67,7 +67,7 @@ impl Loras {
         for choice in choices {
             let path = self.path(choice).map_err(|e| e.at_message(choice.place()))?;
             let path = lora::file_of(&path).map_err(|e| e.at_message(choice.place()))?;
-            files.push((LoraFile::at(path)?, Strengths::of(choice)));
+            files.push((OpenedFile::at(path)?, Strengths::of(choice)));
         }
         if let Some(set) = state.set.as_ref().filter(|set| set.is_of(&files)) {
             return Ok(set.clone());
@@ -106,7 +106,7 @@ impl State {
     /// `file` becomes the one that was read.
     fn adapter<'a>(
         &mut self,
-        file: &mut LoraFile,
+        file: &mut OpenedFile,
         family: &'static Family,
         weights: &dyn Fn(Component) -> Option<&'a ComponentWeights>,
     ) -> Result<Arc<Adapter>> {

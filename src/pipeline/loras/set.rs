@@ -2,10 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
 use rayon::prelude::*;
 
@@ -19,63 +17,13 @@ use crate::op::{
     LinearChange, LinearTerm, Program, SideFactor, TermFactor, TermKind, Use, WeightSpec,
 };
 use crate::pipeline::int8;
+use crate::pipeline::opened_file::OpenedFile;
 use crate::pipeline::request::LoraChoice;
 use crate::spec::lora::ADDED_INPUTS;
 use crate::spec::{Component, Role};
 use crate::tensor::{HostPart, HostWeight};
 use crate::weights::ComponentWeights;
 use crate::weights::lora::{self, Adapter, Combined, Merged, Target, TermMatrix};
-
-/// A file as it was when it was read.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LoraFile {
-    pub path: PathBuf,
-    bytes: u64,
-    modified: Option<SystemTime>,
-    /// Device, number, and the time of the last change of the file itself, where there are any: a
-    /// copy may have the length and the modification time of another file.
-    inode: Option<[i64; 4]>,
-}
-
-/// How often a file is read again that was replaced in the meantime.
-const READS: usize = 5;
-
-impl LoraFile {
-    /// The file at `path` as it is now.
-    pub fn at(path: PathBuf) -> Result<LoraFile> {
-        let metadata = path
-            .metadata()
-            .map_err(|e| Error::missing(format!("cannot be read: {e}")).at_path(&path))?;
-        #[cfg(unix)]
-        let inode = {
-            use std::os::unix::fs::MetadataExt;
-            let (device, number) = (metadata.dev() as i64, metadata.ino() as i64);
-            Some([device, number, metadata.ctime(), metadata.ctime_nsec()])
-        };
-        #[cfg(not(unix))]
-        let inode = None;
-        Ok(LoraFile { path, bytes: metadata.len(), modified: metadata.modified().ok(), inode })
-    }
-
-    /// Calls `read` with the path. If the file is replaced meanwhile, it is read again, and this
-    /// becomes the file that was read.
-    ///
-    /// # Errors
-    /// Those of `read`; [`Kind::Model`](crate::error::Kind::Model) if the file is replaced again
-    /// and again.
-    pub fn read<T>(&mut self, mut read: impl FnMut(&Path) -> Result<T>) -> Result<T> {
-        for _ in 0..READS {
-            let outcome = read(&self.path);
-            let now = LoraFile::at(self.path.clone())?;
-            if std::mem::replace(self, now.clone()) == now {
-                return outcome;
-            }
-        }
-        Err(Error::model("the file is replaced again and again while it is read")
-            .at_path(&self.path)
-            .try_("run again when the program that writes it has ended"))
-    }
-}
 
 /// How strongly a LoRA changes the components of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,7 +69,7 @@ pub struct LoraSet {
     pub(super) adapters: Vec<(Arc<Adapter>, Strengths)>,
     /// The user was informed about them.
     reported: AtomicBool,
-    files: Vec<(LoraFile, Strengths)>,
+    files: Vec<(OpenedFile, Strengths)>,
     /// Distinguishes this set from all others of the pipeline.
     pub number: u32,
     merged: Mutex<AllMerged>,
@@ -150,7 +98,7 @@ impl LoraSet {
     /// `adapters` with their strengths, read from `files`.
     pub(super) fn new(
         adapters: Vec<(Arc<Adapter>, Strengths)>,
-        files: Vec<(LoraFile, Strengths)>,
+        files: Vec<(OpenedFile, Strengths)>,
         number: u32,
     ) -> LoraSet {
         LoraSet {
@@ -168,13 +116,13 @@ impl LoraSet {
     }
 
     /// Whether the set was read from `files`, with these strengths.
-    pub(super) fn is_of(&self, files: &[(LoraFile, Strengths)]) -> bool {
+    pub(super) fn is_of(&self, files: &[(OpenedFile, Strengths)]) -> bool {
         self.files == files
     }
 
     /// A hash of each file, in the order of the choices; empty where it cannot be read any more.
     pub fn hashes(&self) -> Vec<String> {
-        let hash = |(file, _): &(LoraFile, Strengths)| file_hash(&file.path).unwrap_or_default();
+        let hash = |(file, _): &(OpenedFile, Strengths)| file_hash(&file.path).unwrap_or_default();
         self.files.iter().map(hash).collect()
     }
 
@@ -221,10 +169,7 @@ impl LoraSet {
         if !self.changes().any(|change| matches!(change.component.role, Role::Text(_))) {
             return String::new();
         }
-        let files = self
-            .files
-            .iter()
-            .map(|(f, s)| format!("{} {} {:?} {}", f.path.display(), f.bytes, f.modified, s.text));
+        let files = self.files.iter().map(|(f, s)| format!("{} {}", f.key(), s.text));
         files.collect::<Vec<_>>().join("; ")
     }
 
@@ -257,12 +202,28 @@ impl LoraSet {
         program: Program,
         used: Int8Use,
     ) -> Result<(Program, Vec<HostWeight>)> {
+        self.apply_among(weights, &[], program, used)
+    }
+
+    /// The same for a program within which `others` run, which no LoRA changes; each has the number
+    /// of an opened network.
+    pub fn apply_among(
+        &self,
+        weights: &ComponentWeights,
+        others: &[(&ComponentWeights, u32)],
+        program: Program,
+        used: Int8Use,
+    ) -> Result<(Program, Vec<HostWeight>)> {
         let component = weights.component();
         let program = self.with_changes(component, weights, program)?;
         let resolved = program.weights.iter().map(|w| match w.side {
             None => {
-                let weight = weights.get(&w.name, w.first, w.rows, w.cols)?;
-                let int8 = int8::of(component, &w.name, &weight, used);
+                let net = match w.net {
+                    0 => weights,
+                    net => others[net as usize - 1].0,
+                };
+                let weight = net.get(&w.name, w.first, w.rows, w.cols)?;
+                let int8 = int8::of(net.component(), &w.name, &weight, used);
                 Ok(HostWeight { int8, ..weight })
             }
             Some(SideFactor::Rows) => self.row_factors(weights, w, used),
@@ -284,6 +245,9 @@ impl LoraSet {
         self.merge(component, weights, &program)?;
         let merged = self.merged();
         let changes = |spec: &WeightSpec| {
+            if spec.net != 0 {
+                return Vec::new();
+            }
             let runs = merged.matrices.get(&merge_key(component, spec));
             let runs = runs.map(Vec::as_slice).unwrap_or_default();
             let rows: usize = runs.iter().map(|run| run.rows.len()).sum();
@@ -291,7 +255,8 @@ impl LoraSet {
             runs.iter().map(|run| linear_change(run, spec.first)).collect()
         };
         let vector = |spec: &WeightSpec| {
-            merged.vectors.get(&merge_key(component, spec)).is_some_and(Option::is_some)
+            let vector = merged.vectors.get(&merge_key(component, spec));
+            spec.net == 0 && vector.is_some_and(Option::is_some)
         };
         Ok(program.with_changes(&changes, &vector))
     }
@@ -312,6 +277,7 @@ impl LoraSet {
             self.adapters.iter().map(|(a, s)| (a.as_ref(), s.at(component))).collect();
         let changed = |spec: &WeightSpec| {
             spec.side.is_none()
+                && spec.net == 0
                 && loras.iter().any(|(a, _)| !a.of(component, &spec.name).is_empty())
         };
         let specs = program.weights.iter().zip(program.uses()).filter(|(spec, _)| changed(spec));
@@ -435,48 +401,5 @@ fn linear_change(run: &Merged, first: usize) -> LinearChange {
         row_factors: run.factors.is_some(),
         column_factors: run.columns.is_some(),
         terms: run.terms.iter().map(term).collect(),
-    }
-}
-
-#[cfg(unix)]
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_is_replaced_while_it_is_read_is_read_again() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("x.safetensors");
-        let time = SystemTime::UNIX_EPOCH;
-        // The same length and the same time: only the file is another one.
-        let put = |text: &str| {
-            let new = folder.path().join("new");
-            std::fs::write(&new, text).unwrap();
-            std::fs::File::options().write(true).open(&new).unwrap().set_modified(time).unwrap();
-            std::fs::rename(&new, &path).unwrap();
-        };
-        put("old");
-        let mut file = LoraFile::at(path.clone()).unwrap();
-        let before = file.clone();
-        let mut reads = 0;
-        let text = file.read(|path| {
-            reads += 1;
-            let text = std::fs::read_to_string(path).unwrap();
-            if reads == 1 {
-                put("new");
-            }
-            Ok(text)
-        });
-        assert_eq!((text.unwrap().as_str(), reads), ("new", 2));
-        assert_eq!(file, LoraFile::at(path.clone()).unwrap());
-        assert_ne!(file, before);
-        // A file that never rests is an error.
-        let mut n = 0;
-        let e = file.read(|_| {
-            n += 1;
-            std::fs::write(&path, "x".repeat(10 + n)).unwrap();
-            Ok(())
-        });
-        assert!(e.unwrap_err().to_string().contains("again and again"));
     }
 }

@@ -2,13 +2,17 @@
 
 use super::preview::preview;
 use super::transformer::Transformer;
-use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, not_finite};
+use super::{
+    Draft, GenerationPhase, Nets, PlannedProgram, SharedDevice, Values, Variant, not_finite,
+};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::{Event, Phase};
+use crate::model::flux1::control::input_names;
 use crate::model::flux2::KEPT;
 use crate::pipeline::progress::{Listener, Progress};
 use crate::pipeline::request::Image;
+use crate::stream::Session;
 
 /// Takes [`Values::latents`] from the first noise level to the last.
 pub struct Denoise<'a> {
@@ -31,6 +35,53 @@ impl Denoise<'_> {
     }
 }
 
+impl Denoise<'_> {
+    /// Writes what the ControlNets see in every step, and how strongly they act.
+    fn write_controls(
+        &self,
+        session: &mut Session<'_>,
+        planned: &PlannedProgram,
+        values: &Values,
+    ) -> Result<()> {
+        for (i, (control, seen)) in self.flux.controls().iter().zip(&values.controls).enumerate() {
+            let names = input_names(i);
+            let condition = seen.condition.repeat(self.flux.shape().images);
+            session.write_f32(planned.program.input(names.condition), &condition)?;
+            if let Some(mode) = control.mode()? {
+                session.write_f32(planned.program.input(names.mode), &mode)?;
+            }
+            let strength = planned.program.input(names.strength);
+            session.write_f32(strength, &vec![control.choice.strength; strength.cols])?;
+        }
+        Ok(())
+    }
+
+    /// Writes what the ControlNets see in step `step` of `steps`, and leaves those out that do not
+    /// act in it.
+    fn set_controls(
+        &self,
+        session: &mut Session<'_>,
+        planned: &PlannedProgram,
+        values: &Values,
+        (step, steps): (usize, usize),
+    ) -> Result<()> {
+        for (i, seen) in values.controls.iter().enumerate() {
+            let names = input_names(i);
+            let cols = seen.modulation.len() / steps;
+            let modulation = &seen.modulation[step * cols..(step + 1) * cols];
+            session.write_f32(planned.program.input(names.modulation), modulation)?;
+        }
+        // Their numbers in the program begin at 1.
+        let absent = |step: usize| {
+            let all = self.flux.controls().iter().enumerate();
+            let idle = all.filter(|(_, control)| !control.choice.acts_in(step, steps));
+            idle.fold(0, |bits, (i, _)| bits | 2 << i)
+        };
+        session.leave_out(absent(step), absent((step + 1).min(steps - 1)));
+        Ok(())
+    }
+}
+
 impl GenerationPhase for Denoise<'_> {
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
         let record = move || Variant {
@@ -46,11 +97,20 @@ impl GenerationPhase for Denoise<'_> {
         }]
     }
 
-    /// The latents before and after a step, and the rotation table.
+    fn nets(&self) -> Nets<'_> {
+        let controls = self.flux.controls().iter();
+        let others = controls.map(|c| (&c.net.network.weights, c.net.number)).collect();
+        Nets { owner: 0, others }
+    }
+
+    /// The latents before and after a step, and what ControlNets see, twice while it is repeated
+    /// for every image.
     fn host_bytes(&self) -> u64 {
         let shape = self.flux.shape();
-        let latents = shape.images * shape.image_tokens() * self.flux.channels();
-        (4 * latents) as u64
+        let columns = self.flux.controls().iter().map(|c| c.net.network.config.condition_cols);
+        let (own, control) = (self.flux.channels(), columns.sum::<usize>());
+        let tokens = shape.image_tokens();
+        (4 * tokens * (shape.images * own + (shape.images + 1) * control)) as u64
     }
 
     fn run(
@@ -82,12 +142,14 @@ impl GenerationPhase for Denoise<'_> {
             let condition = values.condition.repeat(self.flux.shape().images);
             session.write_f32(io("condition"), &condition)?;
         }
+        self.write_controls(&mut session, planned, values)?;
         session.write_f32(io("latents"), &values.latents)?;
         let rows = self.flux.modulation_rows() * self.flux.modulation_cols();
         let rows = values.modulation.chunks_exact(rows);
         for (i, (modulation, levels)) in rows.zip(self.sigmas.windows(2)).enumerate() {
             session.write_f32(io("modulation"), modulation)?;
             session.write_f32(io("step"), &[levels[1] - levels[0], self.cfg_scale])?;
+            self.set_controls(&mut session, planned, values, (i, steps))?;
             session.run(i + 1 < steps, &mut |_, _| progress.poll())?;
             let mut latents = session.read_f32(io("latents"))?;
             if latents.iter().any(|v| !v.is_finite()) {

@@ -10,6 +10,7 @@ use crate::pipeline::int8;
 use crate::pipeline::loras::LoraSet;
 use crate::pipeline::report::PhaseReport;
 use crate::plan::{self, PhasePlan, streamed_blocks};
+use crate::stream::NETS;
 use crate::tensor::HostWeight;
 use crate::weights::ComponentWeights;
 
@@ -24,6 +25,27 @@ pub struct Draft<'a> {
     /// The program in its variants, the preferred one first; a variant is recorded only when it is
     /// tried. Empty if this request does not need the program.
     pub variants: Box<dyn Iterator<Item = Variant> + 'a>,
+}
+
+/// The networks that the programs of a phase run, where these are not parts of the model.
+#[derive(Default)]
+pub struct Nets<'a> {
+    /// The number of the opened network that [`Draft::weights`] are of; 0 for the model.
+    pub owner: u32,
+    /// Networks that run within the programs, by their number less 1
+    /// ([`WeightSpec::net`](crate::op::WeightSpec::net)): their weights, and the number of the
+    /// opened network.
+    pub others: Vec<(&'a ComponentWeights, u32)>,
+}
+
+impl Nets<'_> {
+    /// By number of the network: its owner.
+    fn owners(&self) -> [u32; NETS] {
+        let mut owners = [0; NETS];
+        owners[0] = self.owner;
+        owners[1..].iter_mut().zip(&self.others).for_each(|(to, (_, owner))| *to = *owner);
+        owners
+    }
 }
 
 /// One way to do the work of a program.
@@ -64,6 +86,8 @@ pub struct PlannedProgram {
     pub plan: PhasePlan,
     /// Its weights, in the order of `program.weights`.
     pub weights: Vec<HostWeight>,
+    /// See [`Tenancy::owners`](crate::stream::Tenancy::owners).
+    pub owners: [u32; NETS],
     /// Where its resident weights begin when all programs keep theirs, in bytes.
     pub resident_base: usize,
     /// See [`Draft::optional`].
@@ -120,11 +144,12 @@ impl Planner<'_> {
     pub fn best_variants(
         &self,
         drafts: Vec<Draft<'_>>,
+        nets: &Nets<'_>,
         first: u32,
     ) -> Result<(Vec<PlannedProgram>, u64), Refused> {
         let (mut programs, mut least) = (Vec::new(), 0);
         for (number, draft) in (first..).zip(drafts) {
-            if let Some((program, needed)) = self.best_variant(draft, number)? {
+            if let Some((program, needed)) = self.best_variant(draft, nets, number)? {
                 programs.push(program);
                 least = least.max(needed);
             }
@@ -140,6 +165,7 @@ impl Planner<'_> {
     pub fn best_variant(
         &self,
         draft: Draft<'_>,
+        nets: &Nets<'_>,
         number: u32,
     ) -> Result<Option<(PlannedProgram, u64)>, Refused> {
         let Draft { phase, weights, optional, variants } = draft;
@@ -147,8 +173,9 @@ impl Planner<'_> {
         for variant in variants {
             let Variant { program, runs, band } = variant;
             let component = weights.component();
+            let used = self.backend.caps().int8;
             let (program, weights) =
-                self.loras.apply(weights, program, self.backend.caps().int8)?;
+                self.loras.apply_among(weights, &nets.others, program, used)?;
             let (plan, needed) = self.plan(&program, &weights, runs)?;
             let int8_flops = int8::flops(component, &program);
             let planned = PlannedProgram {
@@ -157,6 +184,7 @@ impl Planner<'_> {
                 program,
                 plan,
                 weights,
+                owners: nets.owners(),
                 resident_base: 0,
                 optional,
                 band,

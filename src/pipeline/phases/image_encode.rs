@@ -31,6 +31,8 @@ pub enum ImageUse {
     },
     /// [`Values::condition_image`], to [`Values::condition`].
     Condition,
+    /// The image of the ControlNet of this number in [`Values::controls`], to its condition.
+    Control(usize),
 }
 
 /// Encodes one image: in one piece, or in bands of rows where that does not fit.
@@ -95,8 +97,9 @@ impl GenerationPhase for ImageEncode<'_> {
     ) -> Result<()> {
         let Some(work) = self.work else { unreachable!("planned for a request with an image") };
         let (image, hole) = match work {
-            ImageUse::Start { .. } => (&values.init, None),
-            ImageUse::Condition => (&values.condition_image, values.hole.as_ref()),
+            ImageUse::Start { .. } => (values.init.as_ref(), None),
+            ImageUse::Condition => (values.condition_image.as_ref(), values.hole.as_ref()),
+            ImageUse::Control(number) => (Some(&values.controls[number].image), None),
         };
         let Some(image) = image else { unreachable!("planned for a request with an image") };
         let planned = &programs[0];
@@ -111,12 +114,24 @@ impl GenerationPhase for ImageEncode<'_> {
         };
         progress.end()?;
         self.latents.encoded(&self.vae.config, &mut image);
-        let ImageUse::Start { sigma, is_reference } = work else {
-            values.condition = match &values.hole {
-                None => image,
-                Some(hole) => with_mask(&image, hole, &self.shape, self.vae.config.factor()),
-            };
-            return Ok(());
+        let factor = self.vae.config.factor();
+        let (sigma, is_reference) = match work {
+            ImageUse::Start { sigma, is_reference } => (sigma, is_reference),
+            ImageUse::Condition => {
+                values.condition = match &values.hole {
+                    None => image,
+                    Some(hole) => with_mask(&image, hole, &self.shape, factor),
+                };
+                return Ok(());
+            }
+            ImageUse::Control(number) => {
+                let control = &mut values.controls[number];
+                control.condition = match &control.mask {
+                    None => image,
+                    Some(mask) => with_kept(&image, mask, &self.shape, factor),
+                };
+                return Ok(());
+            }
         };
         if let Some(kept) = &mut values.kept {
             kept.noise.clone_from(&values.latents);
@@ -175,7 +190,7 @@ pub(super) fn encode_in_bands(
 
 /// The pixels of `image` as values from -1 to 1, piece by piece, each with the number of its first
 /// pixel. Pixels in `hole` are 0, which no byte is.
-fn pieces<'a>(
+pub(super) fn pieces<'a>(
     image: &'a Image,
     hole: Option<&'a Mask>,
 ) -> impl Iterator<Item = (usize, Vec<f32>)> + 'a {
@@ -211,6 +226,29 @@ fn with_mask(image: &[f32], mask: &Mask, shape: &DenoiseShape, factor: usize) ->
         }
     }
     out
+}
+
+/// The tokens of an image with four columns behind them: whether each of their latent pixels is
+/// kept, by the first pixel of it in `mask` (alimama's ControlNet for inpainting).
+fn with_kept(image: &[f32], mask: &Mask, shape: &DenoiseShape, factor: usize) -> Vec<f32> {
+    let tokens = shape.height * shape.width;
+    let columns = image.len() / tokens;
+    let mut out = Vec::with_capacity(tokens * (columns + 4));
+    for (token, latents) in image.chunks_exact(columns).enumerate() {
+        out.extend_from_slice(latents);
+        let (top, left) = (token / shape.width * 2, token % shape.width * 2);
+        for (row, column) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            let at = (top + row) * factor * mask.width + (left + column) * factor;
+            out.push(if mask.values[at] < HALF { 1.0 } else { 0.0 });
+        }
+    }
+    out
+}
+
+/// Paints the pixels of `image` that `mask` repaints black, as that ControlNet has learned it.
+pub fn blacken(image: &mut Image, mask: &Mask) {
+    let pixels = image.rgb.chunks_exact_mut(3).zip(&mask.values);
+    pixels.filter(|(_, m)| **m >= HALF).for_each(|(pixel, _)| pixel.fill(0));
 }
 
 #[cfg(test)]

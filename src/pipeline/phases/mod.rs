@@ -6,6 +6,8 @@
 //! are planned ([`PlannedProgram`]). What phases pass on to one another is in [`Values`].
 
 mod bands;
+mod control_hint;
+mod control_modulate;
 mod decode;
 mod denoise;
 mod draft;
@@ -26,9 +28,10 @@ mod text_encode;
 pub(crate) mod tokens;
 mod transformer;
 
-pub use draft::{Band, Draft, PlannedProgram, Planner, Refused, Variant};
+pub use draft::{Band, Draft, Nets, PlannedProgram, Planner, Refused, Variant};
 pub use flux1::{Flux1Inputs, flux1};
 pub use flux2::flux2;
+pub use image_encode::blacken;
 pub use keep::{KeptLatents, MaskSampling};
 
 use super::loras::LoraSet;
@@ -55,6 +58,11 @@ pub trait GenerationPhase {
     /// budget: they need less memory, take longer and compute the same. None by default.
     fn small_drafts(&self, _activation: DType) -> Vec<Draft<'_>> {
         Vec::new()
+    }
+
+    /// The networks of all these programs, if they are not parts of the model.
+    fn nets(&self) -> Nets<'_> {
+        Nets::default()
     }
 
     /// Host memory that the phase needs besides the plans of its programs, in bytes: what it passes
@@ -84,6 +92,8 @@ pub struct Values {
     pub hole: Option<Mask>,
     /// The condition as packed tokens of one image.
     pub condition: Vec<f32>,
+    /// What each ControlNet sees.
+    pub controls: Vec<ControlValues>,
     /// The latents that are kept outside of a mask; the image encoder computes them.
     pub kept: Option<KeptLatents>,
     /// The reference images, in the sizes in which the model reads them.
@@ -105,6 +115,18 @@ pub struct Values {
     pub latents: Vec<f32>,
     /// The finished images.
     pub images: Vec<Image>,
+}
+
+/// What one ControlNet sees.
+pub struct ControlValues {
+    /// Its image, in the size of the request.
+    pub image: Image,
+    /// The part of it that is repainted, for a ControlNet that reads one.
+    pub mask: Option<Mask>,
+    /// The image as packed tokens.
+    pub condition: Vec<f32>,
+    /// The modulation of every step.
+    pub modulation: Vec<f32>,
 }
 
 /// The device that the programs of one generation share.
@@ -150,15 +172,16 @@ impl<'a> Phases<'a> {
         let (mut number, mut least) = (0, 0);
         for phase in list {
             let best = {
+                let nets = phase.nets();
                 let (drafts, small) = (phase.drafts(activation), phase.small_drafts(activation));
                 let (first, second) = (number, number + drafts.len() as u32);
                 number = second + small.len() as u32;
-                let best = planner.best_variants(drafts, first);
+                let best = planner.best_variants(drafts, &nets, first);
                 let bytes = |plan: &Result<_, _>| plan.as_ref().map_or(u64::MAX, |(_, n)| *n);
                 if small.is_empty() || bytes(&best) <= budget {
                     best
                 } else {
-                    let other = planner.best_variants(small, second);
+                    let other = planner.best_variants(small, &nets, second);
                     if bytes(&other) < bytes(&best) { other } else { best }
                 }
             };
@@ -186,12 +209,12 @@ impl<'a> Phases<'a> {
             layout.arena_bytes = layout.arena_bytes.max(planned.plan.arena.bytes);
             all_resident &= planned.plan.residency.ring_bytes == 0;
         }
-        // LoRAs are placed behind all of it: others may take their place, and the model's weights
-        // stay where they are.
+        // LoRAs and ControlNets are placed behind all of it: others may take their place, and the
+        // model's weights stay where they are.
         for planned in self.by_memory() {
             let base = planned.resident_base;
             layout.resident_bytes =
-                planned.plan.residency.move_sides(base, layout.resident_bytes, grain);
+                planned.plan.residency.move_added(base, layout.resident_bytes, grain);
         }
         if all_resident && layout.bytes(1) <= budget {
             self.sharing.kept = Some(layout);
@@ -200,7 +223,7 @@ impl<'a> Phases<'a> {
         for planned in self.by_memory() {
             planned.resident_base = 0;
             let end = planned.plan.residency.move_to(0, grain);
-            let end = planned.plan.residency.move_sides(0, end, grain);
+            let end = planned.plan.residency.move_added(0, end, grain);
             planned.plan.residency.resident_bytes = end;
         }
     }
@@ -247,6 +270,13 @@ impl<'a> Phases<'a> {
         }
     }
 
+    /// Bytes of weights that pass to the device in each run of a program that runs several times,
+    /// at most.
+    pub fn passing_bytes(&self) -> u64 {
+        let several = self.programs().filter(|p| p.plan.runs > 1);
+        several.map(|p| p.plan.streamed_bytes()).max().unwrap_or(0)
+    }
+
     /// Runs every phase on `device`.
     pub fn run(
         &self,
@@ -269,6 +299,7 @@ impl SharedDevice<'_> {
         holdings.reserve(backend, layout, keep)?;
         let tenancy = Tenancy {
             phase: planned.number,
+            owners: planned.owners,
             side_set: self.sharing.loras,
             resident_base: planned.resident_base,
             keep,

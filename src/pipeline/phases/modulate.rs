@@ -65,12 +65,7 @@ impl GenerationPhase for Modulate<'_> {
         let mut progress =
             Progress::start(Phase::Modulate, program.steps.len(), planned.plan.peak_bytes(), on)?;
         let mut session = device.session(planned)?;
-        // diffusers passes on sigma * 1000 and divides again; both roundings are kept, so that the
-        // angle of the embedding is the same float.
-        let mut timesteps: Vec<f32> = self.sigmas[..self.sigmas.len() - 1]
-            .iter()
-            .flat_map(|&t| std::iter::repeat_n(t * 1000.0 / 1000.0, self.flux.modulation_rows()))
-            .collect();
+        let mut timesteps = timestep_rows(&self.sigmas, self.flux.modulation_rows());
         // References that are kept are images without noise.
         timesteps.resize(rows, 0.0);
         session.write_f32(program.input("timestep"), &timesteps)?;
@@ -79,8 +74,7 @@ impl GenerationPhase for Modulate<'_> {
         }
         let pooled = &values.text.pooled;
         if !pooled.is_empty() {
-            let all = rows * (pooled.len() / self.flux.modulation_rows());
-            let pooled: Vec<f32> = pooled.iter().copied().cycle().take(all).collect();
+            let pooled = pooled_rows(pooled, rows / self.flux.modulation_rows());
             session.write_f32(program.input("pooled"), &pooled)?;
         }
         session.run(false, &mut |_, _| progress.step())?;
@@ -89,4 +83,17 @@ impl GenerationPhase for Modulate<'_> {
         session.finish()?;
         progress.end()
     }
+}
+
+/// The timestep of each step of `sigmas`, `per_step` times.
+pub(super) fn timestep_rows(sigmas: &[f32], per_step: usize) -> Vec<f32> {
+    // diffusers passes on sigma * 1000 and divides again; both roundings are kept, so that the
+    // angle of the embedding is the same float.
+    let steps = sigmas[..sigmas.len() - 1].iter();
+    steps.flat_map(|&t| std::iter::repeat_n(t * 1000.0 / 1000.0, per_step)).collect()
+}
+
+/// `pooled`, once for each of `steps` steps.
+pub(super) fn pooled_rows(pooled: &[f32], steps: usize) -> Vec<f32> {
+    pooled.repeat(steps)
 }

@@ -3,8 +3,10 @@
 use crate::dtype::DType;
 use crate::model::SequenceShape;
 use crate::model::flux1::DenoiseShape;
+use crate::model::flux1::control::Control;
 use crate::model::{Flux2Config, FluxConfig, flux1, flux2};
 use crate::op::Program;
+use crate::pipeline::controlnets::Controlling;
 use crate::pipeline::model::Network;
 use crate::weights::ComponentWeights;
 
@@ -17,6 +19,8 @@ pub enum Transformer<'a> {
         network: &'a Network<FluxConfig>,
         /// Images, prompts, tokens and references.
         shape: SequenceShape,
+        /// Its ControlNets.
+        controls: &'a [Controlling],
     },
     /// FLUX.2's.
     Flux2 {
@@ -116,8 +120,10 @@ impl<'a> Transformer<'a> {
     /// The program of one step.
     pub fn denoise(&self, activation: DType) -> Program {
         match self {
-            Transformer::Flux1 { network, shape } => {
-                flux1::denoise(&network.config, shape, activation)
+            Transformer::Flux1 { network, shape, controls } => {
+                let controls = controls.iter().map(|c| Control { config: &c.net.network.config });
+                let controls: Vec<Control<'_>> = controls.collect();
+                flux1::denoise_with(&network.config, shape, &controls, activation)
             }
             Transformer::Flux2 { network, shape } => {
                 flux2::denoise(&network.config, shape, activation)
@@ -125,10 +131,18 @@ impl<'a> Transformer<'a> {
         }
     }
 
+    /// Its ControlNets, in the order of their numbers.
+    pub fn controls(&self) -> &'a [Controlling] {
+        match self {
+            Transformer::Flux1 { controls, .. } => controls,
+            Transformer::Flux2 { .. } => &[],
+        }
+    }
+
     /// The rotations of all tokens.
     pub fn rope(&self) -> Vec<f32> {
         match self {
-            Transformer::Flux1 { network, shape } => flux1::rope(&network.config, shape),
+            Transformer::Flux1 { network, shape, .. } => flux1::rope(&network.config, shape),
             Transformer::Flux2 { network, shape } => flux2::rope(&network.config, shape),
         }
     }

@@ -1,6 +1,9 @@
 //! The checks of a request that need no model.
 
-use super::limits::{MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES, MAX_SIDE, MAX_STYLE_STRENGTH};
+use super::controlnet::ControlNetChoice;
+use super::limits::{
+    MAX_CONTROLNETS, MAX_LORA_STRENGTH, MAX_LORAS, MAX_PROMPT_BYTES, MAX_SIDE, MAX_STYLE_STRENGTH,
+};
 use super::prompt::LoraChoice;
 use super::settings::{MAX_STYLES, Request};
 use super::{Image, Margins};
@@ -112,7 +115,19 @@ impl Request {
                 .expected(format!("0 to {}", self.count.unwrap_or(1) - 1)));
         }
         self.prompt.check()?;
+        self.check_controlnets()?;
         self.check_loras()
+    }
+
+    /// The images are checked with the model: they are not among recorded settings.
+    fn check_controlnets(&self) -> Result<()> {
+        if self.controlnets.len() > MAX_CONTROLNETS {
+            return Err(Error::argument("too many ControlNets")
+                .at_parameter("controlnet")
+                .found(self.controlnets.len())
+                .expected(format!("at most {MAX_CONTROLNETS}")));
+        }
+        self.controlnets.iter().try_for_each(ControlNetChoice::check)
     }
 
     fn check_loras(&self) -> Result<()> {

@@ -17,6 +17,8 @@ pub const MIN_SIDE: usize = 16;
 pub const MAX_SIDE: usize = 4096;
 /// The strongest blur of a mask, in pixels.
 pub const MAX_MASK_BLUR: f32 = 256.0;
+/// The most ControlNets of one request.
+pub const MAX_CONTROLNETS: usize = crate::model::flux1::control::MAX_CONTROLS;
 /// The largest strength of a style image, as in ComfyUI.
 pub const MAX_STYLE_STRENGTH: f32 = 10.0;
 /// The most LoRAs of one request.

@@ -3,6 +3,7 @@
 
 mod aspect;
 mod check;
+mod controlnet;
 mod limits;
 mod margins;
 mod options;
@@ -12,6 +13,7 @@ mod settings;
 mod syntax;
 
 pub use aspect::AspectRatio;
+pub use controlnet::{ControlImage, ControlMode, ControlNetChoice, MAX_CONTROL_STRENGTH};
 pub use limits::*;
 pub use margins::Margins;
 pub use options::Options;

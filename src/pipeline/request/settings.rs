@@ -12,7 +12,7 @@ use super::limits::{
     check_range,
 };
 use super::parameter::Parameter;
-use super::{Image, LoraChoice, Margins, Mask, Prompt};
+use super::{ControlImage, ControlNetChoice, Image, LoraChoice, Margins, Mask, Prompt};
 use crate::error::{Error, Result};
 use crate::pipeline::schedule::ScheduleConfig;
 
@@ -101,6 +101,9 @@ macro_rules! parameters {
             /// The image whose edges or depths the result has: for FLUX.1 Canny and Depth only.
             #[serde(skip)]
             pub control: Option<Image>,
+            /// The images of [`controlnets`](Request::controlnets), one for each, in their order.
+            #[serde(skip)]
+            pub control_images: Vec<ControlImage>,
             /// Images that the model looks at, at most [`MAX_REFERENCES`]: FLUX.2 and FLUX.1
             /// Kontext edit and combine them. Without a size, the image gets that of the first one.
             #[serde(skip)]
@@ -132,6 +135,8 @@ macro_rules! parameters {
             /// Such hashes of the LoRA files, in the order of [`all_loras`](Settings::all_loras);
             /// empty texts where unknown.
             pub lora_hashes: Vec<String>,
+            /// Such hashes of the files of [`controlnets`](Settings::controlnets), in their order.
+            pub controlnet_hashes: Vec<String>,
         }
 
         impl Default for Settings {
@@ -142,6 +147,7 @@ macro_rules! parameters {
                     model: String::new(),
                     model_hash: String::new(),
                     lora_hashes: Vec::new(),
+                    controlnet_hashes: Vec::new(),
                 }
             }
         }
@@ -163,6 +169,9 @@ macro_rules! parameters {
                 if other.control.is_some() {
                     self.control = other.control;
                 }
+                if !other.control_images.is_empty() {
+                    self.control_images = other.control_images;
+                }
                 if !other.references.is_empty() {
                     self.references = other.references;
                 }
@@ -180,6 +189,7 @@ macro_rules! parameters {
                     model: defaults.model,
                     model_hash: defaults.model_hash,
                     lora_hashes: defaults.lora_hashes,
+                    controlnet_hashes: defaults.controlnet_hashes,
                 }
             }
 
@@ -199,6 +209,7 @@ macro_rules! parameters {
                     init: None,
                     mask: None,
                     control: None,
+                    control_images: Vec::new(),
                     references: Vec::new(),
                     styles: Vec::new(),
                 }
@@ -274,6 +285,9 @@ parameters! {
     style_strengths: list f32, "Style strengths";
     /// LoRAs in addition to those that the prompt's tags name. Several LoRAs of one weight add up.
     loras: list LoraChoice, "Loras";
+    /// ControlNets for FLUX.1, at most 4. Each sees an image of
+    /// [`control_images`](Request::control_images), and changes what the transformer computes.
+    controlnets: list ControlNetChoice, "ControlNets";
     /// How many images, 1 to 64; all from one noise stream, as ComfyUI draws a batch.
     count: filled usize = 1, "Batch size", 1..=MAX_COUNT;
     /// Draws only this image of the batch, from 0, with the noise that it has there.
@@ -331,6 +345,13 @@ impl Request {
     /// The image whose edges or depths the result has.
     pub fn control(mut self, image: Image) -> Self {
         self.control = Some(image);
+        self
+    }
+
+    /// Adds a ControlNet with the image that it sees.
+    pub fn controlnet(mut self, choice: ControlNetChoice, image: impl Into<ControlImage>) -> Self {
+        self.controlnets.push(choice);
+        self.control_images.push(image.into());
         self
     }
 

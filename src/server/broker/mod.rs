@@ -4,6 +4,7 @@ mod fair;
 mod local;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "nobody else speaks"))]
 mod news;
 mod queue;
 
@@ -161,7 +162,7 @@ pub trait Broker: Send + Sync {
     /// How often a job is given to a worker before it counts as the cause of its failures.
     fn max_attempts(&self) -> u32;
 
-    /// What other processes say, for the one that asks first. A broker of one machine hears nothing.
+    /// What other processes say, for the caller that asks first. One machine hears nothing.
     fn news(&self) -> Option<UnboundedReceiver<News>> {
         None
     }

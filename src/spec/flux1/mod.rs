@@ -5,6 +5,7 @@
 
 pub(in crate::spec) mod autoencoder;
 mod clip;
+mod controlnet;
 mod lora;
 mod redux;
 mod siglip;
@@ -35,6 +36,9 @@ pub const SIGLIP: Component = Component(&siglip::SPEC);
 /// The adapter of FLUX.1 Redux: `redux_up.weight`.
 pub const REDUX: Component = Component(&redux::SPEC);
 
+/// Its ControlNets: `controlnet_blocks.0.weight`.
+pub const CONTROLNET: Component = Component(&controlnet::SPEC);
+
 /// The family.
 pub static FLUX1: Family = Family {
     name: "flux1",
@@ -43,6 +47,7 @@ pub static FLUX1: Family = Family {
     undistilled: None,
     keeps_references: None,
     components: &[TRANSFORMER, T5, CLIP, VAE, SIGLIP, REDUX],
+    add_ons: &[CONTROLNET],
     lora: lora::SPEC,
 };
 

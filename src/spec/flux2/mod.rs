@@ -28,5 +28,6 @@ pub static FLUX2: Family = Family {
         pipeline_class: "Flux2KleinKVPipeline",
     }),
     components: &[TRANSFORMER, QWEN3, VAE],
+    add_ons: &[],
     lora: lora::SPEC,
 };

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use crate::spec::foreign;
 use crate::spec::foreign::ForeignModel;
 use crate::spec::names::Dialect;
-use crate::spec::{Component, Families, Role};
+use crate::spec::{Component, FAMILIES, Families, Role};
 
 /// A component found among the tensors of one file, or of the shards of one model.
 #[derive(Debug, Clone)]
@@ -140,7 +140,14 @@ pub fn foreign_storage<'a>(
 
 /// Which other model the names are of, as far as they are known.
 pub fn foreign_model(names: &[&str]) -> Option<&'static ForeignModel> {
-    foreign::MODELS.iter().find(|model| model.is_shown_by(names))
+    let is_add_on = || {
+        let add_ons = FAMILIES.0.iter().flat_map(|family| family.add_ons);
+        let mut dialects = add_ons.flat_map(|c| c.0.dialects.iter().map(|d| (*c, d)));
+        dialects.any(|(component, dialect)| candidate(component, dialect, names).is_some())
+    };
+    // A ControlNet that can be used has the names of others.
+    let usable = |model: &ForeignModel| model.what == foreign::CONTROLNET && is_add_on();
+    foreign::MODELS.iter().find(|model| model.is_shown_by(names) && !usable(model))
 }
 
 /// Which part of another model the names are of: a text encoder, an autoencoder and the like.

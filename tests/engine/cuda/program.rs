@@ -138,6 +138,7 @@ fn the_image_of_the_embedded_model_equals_the_cpus() {
             25.0,
             ["linear_e4m3_w8a8_128x128_sm89", "quantise_rows_e4m3_sm89"],
         ),
+        ("order=random:3", "cuda:0", "int8", 25.0, ["linear_int8_64x64_sm80", "rotate_quantise_"]),
         ("sms.2=1", "cuda:2", "auto", 40.0, ["linear_e4m3_wgmma_", "attention_d128_wgmma_sm90a"]),
         (
             "sms.2=1",
@@ -359,16 +360,20 @@ fn streamed_equals_resident_and_pinned_memory_is_bounded() {
             .unwrap()
             .succeeded();
         ran.kernels();
-        (pixels(&out), ran.pinned())
+        let allocations = ran.line("pinned")["allocations"].as_array().unwrap().len();
+        (pixels(&out), ran.pinned(), allocations)
     };
-    let (resident, pinned) = draw("order=early,checks=0", &[]);
+    let (resident, pinned, ring) = draw("order=early,checks=0", &[]);
     assert_eq!(pinned, RING, "nothing passes twice");
     for (settings, ram, least) in [
         ("order=late,checks=0", ram.as_str(), 0),
         ("order=early,checks=0", "20G", bytes * 9 / 10),
         ("order=random:1", "20G", bytes * 9 / 10),
     ] {
-        let (picture, pinned) = draw(settings, &["--vram", &vram, "--ram", ram]);
+        let (picture, pinned, allocations) = draw(settings, &["--vram", &vram, "--ram", ram]);
+        // In one slab that was pinned before, and not matrix by matrix.
+        let slabs = allocations - ring;
+        assert!(slabs <= 4, "{settings}: {slabs} allocations of pinned memory");
         assert!(picture == resident, "{settings}: streamed and resident differ");
         // The memory of the process itself, and so the rest of `--ram`, varies a little.
         let most = if least == 0 { bytes * 3 / 4 } else { bytes + bytes / 2 };

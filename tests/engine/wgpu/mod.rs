@@ -81,7 +81,7 @@ fn flux2_and_its_text_encoder_give_the_same_bits_with_every_budget() {
     }
     let mut backend = gpu(WgpuOptions::default());
     let act = backend.caps().activation;
-    for denoiser in [Denoiser::flux2(act), Denoiser::qwen3(act)] {
+    for denoiser in [Denoiser::flux2(act), Denoiser::qwen3(act), Denoiser::controlled(act)] {
         let mut whole = None;
         for budget in denoiser.budgets(&backend).into_iter().rev() {
             let got = denoiser.run(&mut backend, budget, 2);

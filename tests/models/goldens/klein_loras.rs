@@ -188,8 +188,8 @@ fn the_last_modulation_of_flux2_is_changed_as_its_names_say() {
             let bytes = sums.flat_map(|(w, d)| ((f64::from(w) + d) as f32).to_le_bytes());
             let source = Arc::new(bytes.collect::<Vec<u8>>());
             let (dtype, scale) = (DType::F32, Scale::One);
-            let part = HostPart { source, offset: 0, rows, cols, dtype, scale };
-            HostWeight { rows, cols, parts: vec![part] }
+            let part = HostPart { source, offset: 0, rows, cols, dtype, scale, rotation: None };
+            HostWeight { rows, cols, parts: vec![part], int8: None }
         };
         let changed = program.weights.iter().map(of).collect();
         (program, changed)
@@ -200,10 +200,10 @@ fn the_last_modulation_of_flux2_is_changed_as_its_names_say() {
     };
     let want = drawn(&merged);
     let none = LoraSet::of::<f32>(vec![]);
-    let base = drawn(&|program| none.apply(weights, program).unwrap());
+    let base = drawn(&|program| none.apply(weights, program, Int8Use::Never).unwrap());
     assert!(relative_error(&base, &want) > 1e-2);
     for loras in [bfl, diffusers] {
-        let got = drawn(&|program| loras.apply(weights, program).unwrap());
+        let got = drawn(&|program| loras.apply(weights, program, Int8Use::Never).unwrap());
         let error = relative_error(&got, &want);
         assert!(error <= TOLERANCE, "relative error {error:.2e}");
     }

@@ -3,6 +3,7 @@
 
 mod adapters;
 mod control_lora;
+mod controlnets;
 mod edit;
 mod formats;
 mod int8;

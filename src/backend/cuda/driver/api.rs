@@ -54,14 +54,10 @@ pub const ATTRIBUTE_MINOR: c_int =
     sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as c_int;
 pub const ATTRIBUTE_SHARED_OPTIN: c_int =
     sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as c_int;
-pub const CONTEXT_BLOCKING_SYNC: c_uint =
-    sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as c_uint;
-pub const EVENT_BLOCKING_SYNC: c_uint =
-    sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as c_uint;
-pub const EVENT_DISABLE_TIMING: c_uint =
-    sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
-pub const STREAM_NON_BLOCKING: c_uint =
-    sys::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
+pub const CONTEXT_BLOCKING_SYNC: c_uint = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as c_uint;
+pub const EVENT_BLOCKING_SYNC: c_uint = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as c_uint;
+pub const EVENT_DISABLE_TIMING: c_uint = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
+pub const STREAM_NON_BLOCKING: c_uint = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
 pub const CAPTURE_THREAD_LOCAL: c_int =
     sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as c_int;
 pub const FUNCTION_STATIC_SHARED: c_int =
@@ -74,18 +70,14 @@ pub const FUNCTION_DYNAMIC_SHARED: c_int =
     sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as c_int;
 pub const FUNCTION_CARVEOUT: c_int =
     sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as c_int;
-pub const JIT_ERROR_LOG: c_int =
-    sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER as c_int;
+pub const JIT_ERROR_LOG: c_int = sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER as c_int;
 pub const JIT_ERROR_LOG_BYTES: c_int =
     sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as c_int;
-pub const TENSOR_UINT8: c_int =
-    sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8 as c_int;
-pub const TENSOR_BF16: c_int =
-    sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 as c_int;
+pub const TENSOR_UINT8: c_int = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8 as c_int;
+pub const TENSOR_BF16: c_int = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 as c_int;
 pub const TENSOR_INTERLEAVE_NONE: c_int =
     sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE as c_int;
-pub const TENSOR_SWIZZLE_128B: c_int =
-    sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B as c_int;
+pub const TENSOR_SWIZZLE_128B: c_int = sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B as c_int;
 pub const TENSOR_L2_256B: c_int =
     sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as c_int;
 pub const TENSOR_FILL_ZEROS: c_int =

@@ -62,6 +62,11 @@ impl Pinned {
         Ok(Pinned { context: context.clone(), start, bytes })
     }
 
+    /// Its size.
+    pub fn len(&self) -> usize {
+        self.bytes
+    }
+
     pub fn bytes(&self) -> &[u8] {
         // SAFETY: `bytes` bytes were allocated and live as long as `self`; memory from outside Rust
         // has some value.
@@ -72,6 +77,36 @@ impl Pinned {
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and borrowed for writing.
         unsafe { std::slice::from_raw_parts_mut(self.start, self.bytes) }
+    }
+}
+
+/// A part of pinned memory that no other part overlaps.
+pub struct PinnedPart {
+    // Keeps the memory; its bytes are accessed through the parts alone.
+    slab: Arc<Pinned>,
+    offset: usize,
+    bytes: usize,
+}
+
+impl PinnedPart {
+    /// The bytes `offset .. offset + bytes` of `slab`.
+    ///
+    /// # Safety
+    /// No other part overlaps them, and nothing else reads or writes them.
+    pub unsafe fn new(slab: Arc<Pinned>, offset: usize, bytes: usize) -> PinnedPart {
+        assert!(offset.checked_add(bytes).is_some_and(|end| end <= slab.bytes));
+        PinnedPart { slab, offset, bytes }
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: within the slab, which lives as long as `self`, and written through `self` alone.
+        unsafe { std::slice::from_raw_parts(self.slab.start.add(self.offset), self.bytes) }
+    }
+
+    /// The caller has waited for every copy from these bytes.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and borrowed for writing.
+        unsafe { std::slice::from_raw_parts_mut(self.slab.start.add(self.offset), self.bytes) }
     }
 }
 

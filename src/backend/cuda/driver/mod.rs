@@ -14,6 +14,6 @@ mod tma;
 pub(super) use context::Context;
 pub(super) use devices::{Facts, count, facts, present};
 pub(super) use event::{Event, EventPool};
-pub(super) use memory::{Buffer, Pinned};
+pub(super) use memory::{Buffer, Pinned, PinnedPart};
 pub(super) use module::{Function, Module};
 pub(super) use stream::{Graph, Stream};

@@ -138,6 +138,9 @@ fn own(reading: &mut Reading, fields: &mut Fields) -> Result<()> {
     if let Some(hashes) = fields.take("Lora file hashes") {
         reading.lora_hashes = hashes.split(' ').map(str::to_string).collect();
     }
+    if let Some(hashes) = fields.take("ControlNet file hashes") {
+        reading.controlnet_hashes = hashes.split(' ').map(str::to_string).collect();
+    }
     // Always the same.
     fields.take("Sampler");
     fields.take("Schedule type");

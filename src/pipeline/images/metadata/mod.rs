@@ -128,6 +128,9 @@ fn line(settings: &Settings, index: usize) -> Vec<(&'static str, String)> {
     if settings.lora_hashes.iter().any(|hash| !hash.is_empty()) {
         line.push(("Lora file hashes", settings.lora_hashes.join(" ")));
     }
+    if settings.controlnet_hashes.iter().any(|hash| !hash.is_empty()) {
+        line.push(("ControlNet file hashes", settings.controlnet_hashes.join(" ")));
+    }
     line.push(("Version", concat!("flux-fast ", env!("CARGO_PKG_VERSION")).to_string()));
     line
 }

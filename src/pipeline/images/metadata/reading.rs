@@ -92,6 +92,7 @@ pub struct Reading {
     /// The LoRAs of other programs; this program's own are among the values.
     pub loras: Vec<LoraChoice>,
     pub lora_hashes: Vec<String>,
+    pub controlnet_hashes: Vec<String>,
     /// The number of the image in its batch, from 0.
     pub index: Option<usize>,
     /// Names and values that have no meaning here.
@@ -110,6 +111,7 @@ impl Reading {
             model_hash: String::new(),
             loras: vec![],
             lora_hashes: vec![],
+            controlnet_hashes: vec![],
             index: None,
             unused: vec![],
             values: vec![],
@@ -189,6 +191,7 @@ impl Reading {
             model: std::mem::take(&mut self.model),
             model_hash: std::mem::take(&mut self.model_hash),
             lora_hashes: std::mem::take(&mut self.lora_hashes),
+            controlnet_hashes: std::mem::take(&mut self.controlnet_hashes),
             ..settings
         };
         settings.loras.append(&mut self.loras);

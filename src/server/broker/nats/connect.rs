@@ -42,7 +42,8 @@ impl Address {
         for part in text.split(',').map(str::trim) {
             let rest = part.strip_prefix("nats://").or_else(|| part.strip_prefix("tls://"));
             // A password may be in the address: it is not repeated.
-            let rest = rest.ok_or_else(|| refused(part.split("://").next().unwrap_or_default()))?;
+            let scheme = part.split_once("://").map_or("no scheme", |(scheme, _)| scheme);
+            let rest = rest.ok_or_else(|| refused(scheme))?;
             let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
             if host.is_empty() || name.is_some() {
                 return Err(refused("an address without a host, or one after the name"));

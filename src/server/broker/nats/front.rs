@@ -46,7 +46,7 @@ pub struct FrontBroker {
 }
 
 impl FrontBroker {
-    /// Joins the cluster of `options`: reads all its jobs, and takes part in giving them to workers.
+    /// Joins the cluster of `options`: reads its jobs, and takes part in giving them to workers.
     /// At most `max_queued` jobs may wait.
     ///
     /// # Errors
@@ -122,6 +122,11 @@ impl FrontBroker {
     }
 
     async fn accept_new(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
+        // A client that chooses ids may send the same one again.
+        let known = lock(&self.hub.mirror).get(&new.id).map(|(record, _)| record.clone());
+        if let Some(record) = known.filter(|record| record.owner == new.owner) {
+            return Ok(Submitted::Same(record.job()));
+        }
         let jobs = OwnerJobs { hub: &self.hub, owner: &new.owner };
         let room = || match lock(&self.hub.mirror).counts().queued >= self.max_queued {
             true => Err(Fault::new(503, "queue_full", "the queue is full")
@@ -146,15 +151,18 @@ impl FrontBroker {
             self.link().create(&record).await
         };
         let stored = stored.await;
-        if !matches!(stored, Ok(Some(_))) {
-            self.link().strike(&new, now).await;
+        match stored {
+            Ok(Some(_)) => {}
+            // The job that has this id is active; it was counted twice for a moment.
+            Ok(None) => drop(self.link().give_images_back(&new.owner, now, new.charge).await),
+            Err(_) => self.link().strike(&new, now).await,
         }
         match stored? {
             Some(revision) => {
                 self.hub.note(record.clone(), revision);
                 Ok(Submitted::New(record.job(), standings))
             }
-            // A client that chooses ids has sent the same one again.
+            // Another front has accepted it at the same time.
             None => match self.link().job(&new.id).await? {
                 Some((known, _)) if known.owner == new.owner => Ok(Submitted::Same(known.job())),
                 _ => Err(Fault::internal("a job of this id is there already")),

@@ -95,7 +95,7 @@ impl Hub {
 impl Hub {
     /// Connects to the cluster of `options`, and reads all its jobs.
     pub async fn join(options: &ClusterOptions) -> Result<(Arc<Hub>, UnboundedReceiver<News>)> {
-        let link = Link::connect(options, "flux-fast front").await?;
+        let link = Link::connect(options, "front of flux-fast").await?;
         let failed = |fault: Fault| Error::device(fault.message);
         let catalog = get::<Catalog>(&link.shared, CATALOG).await.map_err(failed)?;
         let (sender, news) = unbounded_channel();

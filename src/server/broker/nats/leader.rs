@@ -1,5 +1,5 @@
 //! One front gives jobs to the workers of all: so the order is fair between the keys of all fronts,
-//! exactly as on one machine. Which one it is, a key in the broker says; if that front ends, another
+//! exactly as on one machine. A key in the broker says which front it is; if that one ends, another
 //! takes over. Two that believe it at the same time do no harm, since every job is taken by
 //! compare-and-set: only the order is less fair meanwhile.
 

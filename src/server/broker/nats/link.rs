@@ -81,7 +81,7 @@ impl Link {
     /// Sends `value` to whoever listens to `subject`.
     pub async fn send(&self, subject: &str, value: &impl Serialize) {
         let bytes = serde_json::to_vec(value).unwrap_or_default();
-        // While there is no connection, what is sent waits for it or is lost: nothing depends on it.
+        // Without a connection, what is sent waits for one or is lost: nothing depends on it.
         self.client.publish(self.subject(subject), bytes.into()).await.ok();
     }
 
@@ -128,7 +128,7 @@ impl Link {
         }
     }
 
-    /// Changes the job called `id` to what `next` returns for it. Where others change it at the same
+    /// Changes the job called `id` to what `next` returns for it. If others change it at the same
     /// time, `next` is called again with what they have made of it.
     ///
     /// # Errors
@@ -188,8 +188,8 @@ pub async fn get<T: DeserializeOwned>(
     Ok(Some((value, entry.revision)))
 }
 
-/// Sets `key`, if it still has `revision` (0: if there is none). Returns the new revision; `None` if
-/// somebody else has changed it.
+/// Sets `key`, if it still has `revision` (0: if there is none). Returns the new revision; `None`
+/// if somebody else has changed it.
 ///
 /// # Errors
 /// 503: it may be set or not.

@@ -155,11 +155,16 @@ impl Mirror {
     /// A queued job with the same images as the job `id`: the oldest.
     pub fn alike(&self, id: &str) -> Option<Arc<Record>> {
         let (job, _) = self.jobs.get(id)?;
-        let same = |record: &&Arc<Record>| {
-            record.state == State::Queued && record.alike == job.alike && record.id != job.id
-        };
-        let all = self.jobs.values().map(|(record, _)| record).filter(same);
-        all.min_by_key(|record| record.instant).cloned()
+        let mut first: Option<&Arc<Record>> = None;
+        self.queue.for_each(|waiting| {
+            if let Some((record, _)) = self.jobs.get(&waiting.id)
+                && record.alike == job.alike
+                && first.is_none_or(|first| record.instant < first.instant)
+            {
+                first = Some(record);
+            }
+        });
+        first.cloned()
     }
 
     /// The jobs that ended before `data_before` and have data, and those that ended before
@@ -213,7 +218,11 @@ pub mod tests {
             format: "png".into(),
             quality: 90,
             has_input: false,
+            has_mask: false,
+            has_control: false,
+            drawn: None,
             references: 0,
+            styles: 0,
             dialect: "native".into(),
             echo: serde_json::Value::Null,
             webhook: None,

@@ -1,6 +1,7 @@
-//! Workers that only pass the time, in time that only passes in numbers: what the order of jobs does
-//! to waits and to the models that have to be opened, for any number of workers. Queue and schedule
-//! are the real ones. The broker is a number: the time that it needs for a change of a job.
+//! Workers that only let time pass, in time that passes in numbers only: what the order of jobs
+//! does to waits and to the models that have to be opened, for any number of workers. Queue and
+//! schedule are the real ones. The broker is a number: the time that it needs for a change of a
+//! job.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -261,7 +262,11 @@ fn record(number: usize, model: usize, key: usize, cost: f64, now: i64) -> Recor
         format: "png".into(),
         quality: 90,
         has_input: false,
+        has_mask: false,
+        has_control: false,
+        drawn: None,
         references: 0,
+        styles: 0,
         dialect: "native".into(),
         echo: serde_json::Value::Null,
         webhook: None,

@@ -66,7 +66,7 @@ impl WorkerBroker {
         stop: Arc<dyn Fn() -> bool + Send + Sync>,
     ) -> Result<WorkerBroker> {
         let id = random_hex(8)?;
-        let link = Link::connect(options, "flux-fast worker").await?;
+        let link = Link::connect(options, "worker of flux-fast").await?;
         let (sender, news) = unbounded_channel();
         let due = Arc::new(Mutex::new(Instant::now()));
         tokio::spawn(hear(link.clone(), id.clone(), sender, due.clone()));
@@ -95,12 +95,11 @@ impl WorkerBroker {
         let request = self.link.client.request(self.link.subject("next"), bytes.into());
         let answer = tokio::time::timeout(PATIENCE, request).await;
         let wait = if matches!(answer, Ok(Ok(_))) { POLL } else { AGAIN };
-        let mut due = lock(&self.due);
-        *due = Instant::now() + wait;
+        if alike.is_none() {
+            *lock(&self.due) = Instant::now() + wait;
+        }
         let record = serde_json::from_slice::<Option<Record>>(&answer.ok()?.ok()?.payload);
-        let record = record.ok().flatten()?;
-        *due = Instant::now();
-        Some(record)
+        record.ok().flatten()
     }
 
     /// Brings the files of a job here. Returns whether it can be drawn.
