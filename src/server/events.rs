@@ -205,8 +205,8 @@ impl Events {
         self.publish(job, "progress", progress);
     }
 
-    /// Something that another process says about `job`. It is of no interest if nobody asked for the
-    /// job here, or if the job is over.
+    /// Something that another process says about `job`. It is of no interest if nobody asked for
+    /// the job here, or if the job is over.
     pub fn told(&self, job: &str, name: &str, data: Value) {
         let Some(channel) = self.known(job) else { return };
         if channel.lock().over {
