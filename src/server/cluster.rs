@@ -89,7 +89,7 @@ pub fn note_workers(server: &Server) {
     }
     drop(worker);
     server.models.learn(catalog);
-    let work = server.work(&Request::default());
+    let work = server.work(&Request::default(), None);
     let name = server.models.default_name();
     let same = live.iter().filter(|worker| worker.default == name);
     for seconds in same.filter_map(|worker| worker.seconds) {
@@ -148,7 +148,7 @@ pub async fn describe(server: Arc<Server>) {
             defaults,
             seconds: server
                 .rates
-                .seconds(server.models.default_name(), server.work(&Request::default())),
+                .seconds(server.models.default_name(), server.work(&Request::default(), None)),
             inputs: worker.inputs,
             models,
             loras,
