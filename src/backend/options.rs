@@ -60,7 +60,8 @@ impl fmt::Display for Device {
 }
 
 /// The type that matrix products and attention are computed in: `auto`, `f32`, `f16`, `bf16`,
-/// `fp8`, `int8`. Sums are F32 on every device, and those of `int8` exact. Each backend refuses what it does not offer.
+/// `fp8`, `int8`. Sums are F32 on every device, and those of `int8` exact. Each backend refuses
+/// what it does not offer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 #[non_exhaustive]

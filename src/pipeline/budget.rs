@@ -12,8 +12,8 @@ use crate::units::{self, ByteSize};
 /// tokenizers and of the image encoders.
 pub const PROCESS_BYTES: u64 = 96 << 20;
 
-/// Device memory that stays free even if `--vram` allows more: opening a window during a run must not
-/// end the run.
+/// Device memory that stays free even if `--vram` allows more: opening a window during a run must
+/// not end the run.
 const SPARE_BYTES: u64 = 64 << 20;
 
 /// The bound on the memory that plans divide: the device's own memory, or the host's for the CPU.

@@ -38,7 +38,8 @@ pub fn acting<'a>(
 /// What `controls` see, of whose images `images` are.
 ///
 /// # Errors
-/// [`Kind::Argument`](crate::error::Kind::Argument) for a ControlNet that needs a mask and has none.
+/// [`Kind::Argument`](crate::error::Kind::Argument) for a ControlNet that needs a mask and has
+/// none.
 pub fn seen_by_all(
     controls: &[Controlling],
     images: &[&ControlImage],

@@ -394,8 +394,8 @@ fn check_condition(networks: &Networks, vae: &VaeConfig) -> Result<()> {
 /// Says that a model is taken for the one that keeps references.
 fn kv_note(name: &str) -> Message {
     Message::with(
-        "{} is taken for FLUX.2 [klein] 9B-kv, by its name: it reads the images of {reference} once, \
-         before the first step",
+        "{} is taken for FLUX.2 [klein] 9B-kv, by its name: it reads the images of {reference} \
+         once, before the first step",
         [Message::plain(name)],
     )
 }

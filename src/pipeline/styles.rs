@@ -38,8 +38,8 @@ impl Styles {
     /// then.
     ///
     /// # Errors
-    /// [`Kind::Missing`] if one of the networks is not found, [`Kind::Model`] if they are damaged or
-    /// do not belong together.
+    /// [`Kind::Missing`] if one of the networks is not found, [`Kind::Model`] if they are damaged
+    /// or do not belong together.
     pub fn networks(&self, model: &Model, notes: &mut Vec<Message>) -> Result<&StyleNetworks> {
         if let Some(networks) = self.networks.get() {
             return Ok(networks);

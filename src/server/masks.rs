@@ -1,5 +1,5 @@
-//! Masks as clients send them, which are many kinds, and as jobs have them, which is one: a gray PNG
-//! of the size of the image, in which white is repainted.
+//! Masks as clients send them, which are many kinds, and as jobs have them, which is one: a gray
+//! PNG of the size of the image, in which white is repainted.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

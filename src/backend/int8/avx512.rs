@@ -101,8 +101,8 @@ unsafe fn quantise_as<const T: u8>(
 }
 
 /// Writes `row / divisor` to `out`, rounded. With `r` the rounded reciprocal, `q = v r` is close to
-/// the quotient; `q + (v - q d) r`, where the difference is exact, is the correctly rounded quotient
-/// once `q` is one of its two neighbours, which it is after one such step.
+/// the quotient; `q + (v - q d) r`, where the difference is exact, is the correctly rounded
+/// quotient once `q` is one of its two neighbours, which it is after one such step.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn quotients(row: &[f32], divisor: f32, out: &mut [i8]) {
     let d = _mm512_set1_ps(divisor);

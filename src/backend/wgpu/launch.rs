@@ -122,8 +122,8 @@ pub fn blocks(
 pub struct Needs {
     /// The source begins with `enable f16;`.
     pub f16: bool,
-    /// Subgroup operations (naga has no `enable` for them), with subgroups of this many threads, from
-    /// and to.
+    /// Subgroup operations (naga has no `enable` for them), with subgroups of this many threads,
+    /// from and to.
     pub subgroups: Option<(u32, u32)>,
     /// A driver that computes on the processor: elsewhere the shader would be slow.
     pub software: bool,

@@ -202,8 +202,8 @@ enum Kind {
 /// GPUs are busy with fewer.
 const ENOUGH_TILES: usize = 64;
 
-/// The variant of [`LINEAR`] or [`LINEAR_INT8`] that is expected to be the fastest, or why there is none. This depends
-/// on shapes, alignment and device alone.
+/// The variant of [`LINEAR`] or [`LINEAR_INT8`] that is expected to be the fastest, or why there is
+/// none. This depends on shapes, alignment and device alone.
 pub fn choose(
     a: &Args<Linear>,
     device: &WgpuDevice,

@@ -76,7 +76,8 @@ impl GpuBackend for Wgpu {
     }
 }
 
-/// Bytes of scratch memory for `op`, whatever variant runs. `int8`: its product is computed in int8.
+/// Bytes of scratch memory for `op`, whatever variant runs. `int8`: its product is computed in
+/// int8.
 pub(super) fn scratch(op: &Linear, int8: bool) -> usize {
     let (side, rows) = side_scratch(op);
     let rows = if side > 0 { rows } else { op.out.rows() };

@@ -26,8 +26,8 @@ const ALLOWANCE_BYTES: u64 = 64 << 20;
 pub struct WgpuOptions {
     /// Which adapter, as [`adapters`](super::adapters()) counts them.
     pub ordinal: usize,
-    /// `Auto` and `BF16` (BF16 activations, F32 products), `F32`, `Int8`, or `F16` where the adapter
-    /// has it.
+    /// `Auto` and `BF16` (BF16 activations, F32 products), `F32`, `Int8`, or `F16` where the
+    /// adapter has it.
     pub compute: Compute,
     /// Forced variants; see [`names`](super::names).
     pub kernels: Vec<KernelChoice>,
@@ -132,8 +132,8 @@ impl WgpuBackend {
     }
 }
 
-/// Which products are computed in int8. Where the adapter has no instruction for them they are slow,
-/// so that they must be asked for.
+/// Which products are computed in int8. Where the adapter has no instruction for them they are
+/// slow, so that they must be asked for.
 fn int8_use(compute: Compute, instruction: bool) -> Int8Use {
     match compute {
         Compute::Int8 => Int8Use::All,

@@ -23,8 +23,8 @@ pub(super) fn heap(raw: &wgpu::Adapter) -> Option<Heap> {
         properties = properties.push_next(&mut budget);
     }
     // SAFETY: the physical device belongs to this instance, which lives as long as the adapter; the
-    // chain contains the one structure that the extension, which is available, allows. wgpu requests
-    // Vulkan 1.1 or the extension of this call.
+    // chain contains the one structure that the extension, which is available, allows. wgpu
+    // requests Vulkan 1.1 or the extension of this call.
     unsafe { instance.get_physical_device_memory_properties2(device, &mut properties) };
     let memory = properties.memory_properties;
     let (bytes, largest) = (0..memory.memory_heap_count as usize)

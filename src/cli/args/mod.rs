@@ -246,8 +246,8 @@ pub struct ConvertArgs {
     /// A file, a folder (its transformer), a name that --model would take, or `embedded`
     #[arg(value_name = "MODEL")]
     pub model: String,
-    /// fp8, fp8-rows, int8, int8-convrot, nf4, or GGUF's q8_0, q6_k, q5_k, q4_k, q5_0, q4_0; without
-    /// it `embedded` is written as it is
+    /// fp8, fp8-rows, int8, int8-convrot, nf4, or GGUF's q8_0, q6_k, q5_k, q4_k, q5_0, q4_0;
+    /// without it `embedded` is written as it is
     #[arg(long, value_name = "TYPE")]
     pub to: Option<String>,
     /// A file that does not exist yet, or a folder [default: MODEL-TYPE.safetensors or .gguf here;

@@ -215,8 +215,8 @@ impl RequestArgs {
         request.count = count;
         request.steps = steps;
         request.seed = seed.and_then(Seed::number);
-        // The size of an aspect ratio is known only when the model is open. If there are both --size
-        // and --width, clap has kept the width only if it came later.
+        // The size of an aspect ratio is known only when the model is open. If there are both
+        // --size and --width, clap has kept the width only if it came later.
         let of_size = match size {
             Some(Size::Pixels(width, height)) => (Some(width), Some(height)),
             Some(Size::Ratio(_)) | None => (None, None),

@@ -57,13 +57,12 @@ impl DenoiseShape {
 /// One step, in three segments.
 ///
 /// Inputs: `latents` (images * image_tokens x out_channels, f32, updated in place), `condition`
-/// (the same rows, the other columns of in_channels and those that LoRAs add; absent where there are
-/// none), `references`
-/// (reference_tokens x in_channels, f32; absent without references), `text` (batch * text_tokens x
-/// context), `modulation` (prompts x [`FluxConfig::modulation_cols`], the rows of one
-/// step of [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see [`rope`]),
-/// `step` (1 x 2, f32: next timestep less this one, true CFG scale). Output: `velocity` (batch *
-/// image_tokens x out_channels, f32).
+/// (the same rows, the other columns of in_channels and those that LoRAs add; absent where there
+/// are none), `references` (reference_tokens x in_channels, f32; absent without references), `text`
+/// (batch * text_tokens x context), `modulation` (prompts x [`FluxConfig::modulation_cols`], the
+/// rows of one step of [`modulate()`](super::modulate())), `rope` (tokens x head_dim, f32, see
+/// [`rope`]), `step` (1 x 2, f32: next timestep less this one, true CFG scale). Output: `velocity`
+/// (batch * image_tokens x out_channels, f32).
 ///
 /// | segment  | what it does                             | passes on                         |
 /// |----------|------------------------------------------|-----------------------------------|

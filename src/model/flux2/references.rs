@@ -16,8 +16,8 @@ use crate::tensor::Tensor;
 ///
 /// Inputs: `references` (reference_tokens x in_channels, f32), `modulation` (1 x
 /// [`Flux2Config::modulation_cols`], the row of timestep 0), `rope` (reference_tokens x head_dim,
-/// f32, see [`reference_rope`](super::reference_rope)). Outputs: [`KEPT`], one for each block, double
-/// blocks first (reference_tokens x 2 hidden: rotated keys, values).
+/// f32, see [`reference_rope`](super::reference_rope)). Outputs: [`KEPT`], one for each block,
+/// double blocks first (reference_tokens x 2 hidden: rotated keys, values).
 ///
 /// # Panics
 /// Without references.

@@ -116,8 +116,9 @@ impl<'a> JpegRows<'a> {
         };
         let planes: Vec<Plane> = state.components.iter().map(plane).collect();
         let (most_h, most_v) = most(&planes);
-        let divides = |p: &Plane| most_h % p.h == 0 && most_v % p.v == 0;
-        if !planes.iter().all(divides) {
+        // At most two pixels in each direction share a colour.
+        let is_close = |most: usize, own: usize| most == own || most == 2 * own;
+        if !planes.iter().all(|p| is_close(most_h, p.h) && is_close(most_v, p.v)) {
             return None;
         }
         let wave = |x: usize, u: usize| {

@@ -258,8 +258,8 @@ impl ImageFile {
     /// used. Colour profiles are ignored.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, or the image has more
-    /// than 64 million pixels.
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, or the image has
+    /// more than 64 million pixels.
     pub fn decode(&self) -> Result<Image> {
         self.check_whole()?;
         pixels(&self.bytes)
@@ -370,8 +370,8 @@ pub(super) fn turned(bytes: &[u8]) -> Result<DynamicImage> {
     Ok(image)
 }
 
-/// Width and height of the image in `bytes`, turned as EXIF says, from its header alone. A file that
-/// ends early is refused.
+/// Width and height of the image in `bytes`, turned as EXIF says, from its header alone. A file
+/// that ends early is refused.
 ///
 /// # Errors
 /// [`Kind::Argument`](crate::error::Kind::Argument) if [`decode`] cannot read such a file, or if it

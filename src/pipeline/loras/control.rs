@@ -1,5 +1,5 @@
-//! Control LoRAs, which make a model read a control image: they add columns to the first layer of the
-//! transformer.
+//! Control LoRAs, which make a model read a control image: they add columns to the first layer of
+//! the transformer.
 
 use std::path::Path;
 

@@ -33,11 +33,11 @@ pub struct Flux1Inputs<'a, 'r> {
     pub added_inputs: usize,
 }
 
-/// Text encoders, encoders of style images, image encoders (for images that the request has), modulation, denoising and
-/// decoding for `settings`, of whose noise levels `sigmas` are used. `inputs` are the images of the
-/// request, and what reads them. `text_key` names what the text embeddings depend on besides prompts
-/// and networks: arithmetic and LoRAs; `None` if they are neither read from the cache nor written to
-/// it.
+/// Text encoders, encoders of style images, image encoders (for images that the request has),
+/// modulation, denoising and decoding for `settings`, of whose noise levels `sigmas` are used.
+/// `inputs` are the images of the request, and what reads them. `text_key` names what the text
+/// embeddings depend on besides prompts and networks: arithmetic and LoRAs; `None` if they are
+/// neither read from the cache nor written to it.
 pub fn flux1<'a>(
     model: &'a Model,
     networks: &'a Flux1Networks,

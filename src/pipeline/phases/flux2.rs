@@ -20,8 +20,9 @@ use crate::pipeline::request::Settings;
 pub const TEXT_TOKENS: usize = 512;
 
 /// Text encoder, image encoders (image-to-image and references only), modulation, the keys of
-/// references (if the model keeps them), denoising and decoding for `settings`, of whose noise levels `sigmas` are used. `text_key` is that of
-/// [`super::flux1()`]; `images` are the images of the request.
+/// references (if the model keeps them), denoising and decoding for `settings`, of whose noise
+/// levels `sigmas` are used. `text_key` is that of [`super::flux1()`]; `images` are the images of
+/// the request.
 ///
 /// # Errors
 /// Of the tokenizer: the program of the text encoder depends on the number of tokens.

@@ -84,7 +84,8 @@ fn tag(text: &str) -> Option<String> {
     Some(format!("the tag <{}>", short(part.text)))
 }
 
-/// The value of `kind` for the first word of `text` for which it has one. Words end at spaces and commas.
+/// The value of `kind` for the first word of `text` for which it has one. Words end at spaces and
+/// commas.
 fn word(text: &str, kind: impl Fn(&str) -> Option<String>) -> Option<String> {
     text.split(|c: char| c.is_whitespace() || c == ',').find_map(kind)
 }

@@ -159,8 +159,8 @@ impl Writer {
         Ok(memory)
     }
 
-    /// Makes a change that need not wait for the disk: it survives the end of the process, and may be
-    /// lost if the machine loses power. The job then runs once more, and gives the same images.
+    /// Makes a change that need not wait for the disk: it survives the end of the process, and may
+    /// be lost if the machine loses power. The job then runs once more, and gives the same images.
     fn without_sync<T>(
         &self,
         change: impl FnOnce(&Connection) -> rusqlite::Result<T>,

@@ -175,8 +175,8 @@ fn widens(group: &Group, delta: &Delta, (rows, cols): (usize, usize)) -> bool {
         && !group.parts.contains_key(&Part::Magnitude)
 }
 
-/// The change of a weight of `shape`; that of a control LoRA as the change of the weight, and one of
-/// the columns that it adds.
+/// The change of a weight of `shape`; that of a control LoRA as the change of the weight, and one
+/// of the columns that it adds.
 fn divided(change: Change, shape: (usize, usize)) -> Vec<Change> {
     let cols = shape.1;
     let Delta::Product { a, b } = &change.delta else { return vec![change] };

@@ -85,6 +85,8 @@ fn a_mask_is_painted_sent_and_kept() {
             tab.find("#file").await.send_keys(&pictures.path("photo")).await.unwrap();
             tab.click("#start-from").await;
             tab.click(".part > summary").await;
+            // The message at the edge goes away.
+            tab.until("!document.querySelector('.toast')").await;
             tab.click("#paint-mask").await;
             // What is painted is counted in pixels of the image.
             let opaque = "(() => { const c = document.querySelector('#mask-canvas'); \
@@ -187,7 +189,9 @@ fn margins_and_transparent_pixels_are_painted() {
             (&job["outputs"][0]["width"], &job["request"]["strength"]),
             (&json!(160), &json!(1.0))
         );
-        tab.fill("#add-left", "").await;
+        let erased = char::from(Key::Backspace).to_string().repeat(2);
+        tab.find("#add-left").await.send_keys(&erased).await.unwrap();
+        tab.until("document.querySelector('.shapes')").await;
         tab.find("#file").await.send_keys(&pictures.path("clear")).await.unwrap();
         tab.click("#start-from").await;
         tab.until("document.querySelector('.veil')").await;

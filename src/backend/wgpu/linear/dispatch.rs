@@ -275,8 +275,8 @@ pub fn fours(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> 
     {
         return Err("columns are not whole vectors");
     }
-    // A window of columns must begin at a vector. Otherwise windows do not decide which shader runs:
-    // another one could sum in another order.
+    // A window of columns must begin at a vector. Otherwise windows do not decide which shader
+    // runs: another one could sum in another order.
     let columns = room(a, device).1;
     if columns < a.w.rows && columns < VECTOR {
         Err("the largest buffer binding of this adapter has room for too few rows of the weights")

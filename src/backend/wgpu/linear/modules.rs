@@ -29,8 +29,8 @@ macro_rules! shader {
 macro_rules! tile_shader {
     ($name:ident, $text:expr, $first:literal, [$($weights:literal),*], $products:literal) => {
         shader!(
-            $name, $text, $first, "linear_tail", "linear_x4", $($weights,)* "linear_floats", "linear",
-            $products
+            $name, $text, $first, "linear_tail", "linear_x4", $($weights,)* "linear_floats",
+            "linear", $products
         );
     };
 }

@@ -100,8 +100,8 @@ struct Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    /// The value that `understand` returns for the first member in `names` for which it returns one.
-    /// The other members stay in the list of those that are not used.
+    /// The value that `understand` returns for the first member in `names` for which it returns
+    /// one. The other members stay in the list of those that are not used.
     fn take<T>(
         &mut self,
         names: &[&str],

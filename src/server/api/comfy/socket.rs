@@ -162,7 +162,8 @@ impl View {
             self.remaining = remaining;
             out.push(self.status(true));
         }
-        // The number of jobs grows before the new one begins, and shrinks after its end is reported.
+        // The number of jobs grows before the new one begins, and shrinks after its end is
+        // reported.
         if remaining > self.remaining {
             self.remaining = remaining;
             out.push(self.status(false));

@@ -47,8 +47,9 @@ pub struct IntegerMicro {
     /// `tile(words, a, b, c, start)`: `c[mr x nr] (+)= a . b^T` over packed panels. Without `start`
     /// it adds to c; with it, sums of row `r` begin with `start[r]`.
     pub tile: unsafe fn(usize, *const u32, *const u32, *mut i32, Option<&[i32]>),
-    /// `pack(rows, lanes, word, words, unsigned, to)`: the words from `word` on of rows of integers,
-    /// as `[word][lane]`. Rows are padded to whole vectors; lanes without a row are not used.
+    /// `pack(rows, lanes, word, words, unsigned, to)`: the words from `word` on of rows of
+    /// integers, as `[word][lane]`. Rows are padded to whole vectors; lanes without a row are not
+    /// used.
     pub pack: unsafe fn(&[*const i8], usize, usize, usize, bool, *mut u32),
     /// `scale(tile, width, factors)`: turns the sums of row `r` to floats times `factors[r]`, in
     /// place.
@@ -124,8 +125,8 @@ struct Pass<'a> {
     scratch: Words,
 }
 
-/// `out = tail(x . w^T + side + bias)` in integers; x: `rows x k`, w: `n x k`, bias: n, out: `rows x
-/// n`.
+/// `out = tail(x . w^T + side + bias)` in integers; x: `rows x k`, w: `n x k`, bias: n, out: `rows
+/// x n`.
 ///
 /// # Safety
 /// The processor must have `m.isa`, and the matrices must be valid as their constructors require.
