@@ -1,6 +1,7 @@
-//! Workers that only let time pass, and time that passes in numbers only: what the order of jobs
+//! Workers that only let time pass, in time that passes in numbers only: what the order of jobs
 //! does to waits and to the models that have to be opened, for any number of workers. Queue and
-//! schedule are the real ones. The broker is a number: the time that it needs for a change of a job.
+//! schedule are the real ones. The broker is a number: the time that it needs for a change of a
+//! job.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
