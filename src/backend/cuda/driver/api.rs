@@ -125,8 +125,12 @@ macro_rules! functions {
 }
 
 fn api() -> Option<&'static Api> {
-    static API: OnceLock<Option<Api>> = OnceLock::new();
-    API.get_or_init(Api::load).as_ref()
+    static API: OnceLock<Api> = OnceLock::new();
+    // A library that is not there now may be there later: tests install one.
+    match API.get() {
+        Some(api) => Some(api),
+        None => Api::load().map(|api| API.get_or_init(|| api)),
+    }
 }
 
 /// Whether the driver's library can be loaded.
