@@ -14,7 +14,7 @@ const LOAD: f64 = 8.0;
 /// Models that clients ask for, and their keys.
 const MODELS: usize = 4;
 const KEYS: usize = 8;
-/// A durable change with `sync_interval: always`, measured (server.md).
+/// A durable change with `sync_interval: always`, measured (benches/results/2026-11-30-cluster.md).
 const CHANGE: f64 = 0.002;
 
 fn main() {

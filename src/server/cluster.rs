@@ -11,6 +11,7 @@ use super::job::{Job, State};
 use super::state::{Server, blocking};
 use super::supervisor::LISTENING;
 use crate::error::Result;
+use crate::pipeline::request::Request;
 
 /// How often a worker says that it lives.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -88,6 +89,12 @@ pub fn note_workers(server: &Server) {
     }
     drop(worker);
     server.models.learn(catalog);
+    let work = server.work(&Request::default(), None);
+    let name = server.models.default_name();
+    let same = live.iter().filter(|worker| worker.default == name);
+    for seconds in same.filter_map(|worker| worker.seconds) {
+        server.rates.plan(name, work, seconds);
+    }
 }
 
 /// Serves without a worker of its own, until the server is to end.
@@ -139,6 +146,9 @@ pub async fn describe(server: Arc<Server>) {
             ready: worker.ready && !server.is_draining(),
             default: server.models.default_name().to_string(),
             defaults,
+            seconds: server
+                .rates
+                .seconds(server.models.default_name(), server.work(&Request::default(), None)),
             inputs: worker.inputs,
             models,
             loras,

@@ -380,11 +380,11 @@ impl Worker {
         worker.defaults = Some(defaults);
         worker.held.clone_from(&self.held);
         drop(worker);
-        self.server.became_ready.notify_one();
         if let Some(seconds) = seconds {
             let work = self.server.work(&crate::pipeline::request::Request::default(), None);
             self.server.rates.plan(&name, work, seconds);
         }
+        self.server.became_ready.notify_one();
         match self.server.address {
             Some(address) if first => {
                 tracing::info!(target: LISTENING, "listening on http://{address}");

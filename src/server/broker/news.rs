@@ -62,6 +62,9 @@ pub struct WorkerFacts {
     pub default: String,
     /// The settings of a request that sets nothing.
     pub defaults: Value,
+    /// The seconds that such a request is expected to take.
+    #[serde(default)]
+    pub seconds: Option<f64>,
     /// What its default model reads besides the prompt.
     #[serde(default)]
     pub inputs: Option<ModelInputs>,
