@@ -84,7 +84,11 @@ impl Stopwatch {
                     Phase::Denoise => median(&mut self.steps) * self.steps.len() as f64,
                     _ => seconds,
                 };
-                self.phases.push((phase.name(), seconds));
+                // Several phases of a generation may have one name: with ControlNets, say.
+                match self.phases.iter_mut().find(|(name, _)| *name == phase.name()) {
+                    Some((_, sum)) => *sum += seconds,
+                    None => self.phases.push((phase.name(), seconds)),
+                }
             }
             _ => {}
         }
