@@ -84,13 +84,17 @@ image() {
         return
     fi
     echo "$model $compute $budget (at $SECONDS s)" >&2
-    if timeout -k 5 "$(left)" "${command[@]}" >"$folder/.last" 2>&1; then
+    timeout -k 5 "$(left)" "${command[@]}" >"$folder/.last" 2>&1
+    local code=$?
+    if [ $code = 0 ]; then
         fields=$(grep -o '"\(step\|total\|text\|decode\)":{[^}]*}\|"load_seconds":[0-9.]*' \
             "$folder/.last")
         value() { echo "$fields" | grep "\"$1\"" | grep -o "\"$2\":[0-9.e-]*" | cut -d: -f2; }
         local text decode load
         text=$(value text min) decode=$(value decode min) load=$(value load_seconds load_seconds)
         say "| $model | $compute | $budget | $(value step min) | $text | $decode | $load |"
+    elif [ $code = 124 ]; then
+        say "| $model | $compute | $budget | stopped at $LIMIT s | | | |"
     else
         say "| $model | $compute | $budget | failed: $(tail -1 "$folder/.last" | grep -o '"message":"[^"]*' |
             cut -c12-160 | tr '|' '/') | | | |"

@@ -73,7 +73,7 @@ impl Bench<'_> {
     fn case(&mut self, name: &str, op: impl Into<Op>, flops: u64) {
         let op = op.into();
         op.check().unwrap_or_else(|why| panic!("{name}: {why}"));
-        let step = Step { op, label: name.into() };
+        let step = Step { op, label: name.into(), net: 0 };
         let backend = self.device.backend();
         let (mut places, arena_bytes) =
             operation::place(backend, &op, &self.tensors, &self.weights);

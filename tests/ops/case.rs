@@ -215,7 +215,7 @@ impl Case {
         backend.write(end, &sentinel)?;
         let places =
             Places { inputs, temps: vec![], outputs: vec![], scratch, weights: keys.clone() };
-        backend.run(&Step { op, label: "case".into() }, &places)?;
+        backend.run(&Step { op, label: "case".into(), net: 0 }, &places)?;
         let mut after = vec![0; image.len()];
         backend.read(0, &mut after)?;
         let mut tail = [0; GAP];

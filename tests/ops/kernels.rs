@@ -72,7 +72,7 @@ impl Case {
         let op = op.into();
         op.check().unwrap_or_else(|why| panic!("{variant}: {why}"));
         backend.force(vec![KernelChoice::new(op.name(), variant)]).unwrap();
-        let step = Step { op, label: variant.to_string() };
+        let step = Step { op, label: variant.to_string(), net: 0 };
         let (mut places, arena_bytes) =
             operation::place(backend, &op, &self.tensors, &self.weights);
         let loaded = operation::reserve_and_load(backend, &op, &self.weights, arena_bytes);
