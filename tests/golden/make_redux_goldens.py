@@ -25,7 +25,7 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 # hidden, heads, MLP, layers, pixels of a picture and of a patch; inner width of the adapter; pictures (height, width) and their strengths
 TOWERS = {
     'a': dict(tower=(144, 2, 200, 2, 76, 14), inner=96, pictures=[(70, 90)], strengths=[1.0]),
-    'b': dict(tower=(64, 4, 96, 3, 37, 8), inner=80, pictures=[(120, 41), (30, 33)], strengths=[0.6, 1.5]),
+    'b': dict(tower=(64, 4, 96, 3, 37, 8), inner=80, pictures=[(41, 120), (30, 33)], strengths=[0.6, 1.5]),
     'c': dict(tower=(144, 2, 136, 1, 84, 14), inner=72, pictures=[(84, 84)], strengths=[0.8]),
 }
 
