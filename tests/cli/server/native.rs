@@ -141,7 +141,7 @@ pub fn f28_f30_to_f36_what_cannot_be_drawn_is_refused_with_its_parameter_and_no_
         (json!({"prompt": "a\u{0}b"}), "prompt"),
         (json!({"strength": 0.5}), "strength"),
         (json!({"init": "http://127.0.0.1/x.png"}), "init"),
-        (json!({"init": "aGVsbG8="}), "image"),
+        (json!({"init": "aGVsbG8="}), "init"),
         (json!({"stepz": 4}), "stepz"),
         (json!({"model": "../../etc/passwd"}), "model"),
         (json!({"model": "/etc/passwd"}), "model"),

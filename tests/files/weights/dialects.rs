@@ -5,7 +5,7 @@ use std::path::Path;
 
 use flux_fast::library::{Files, inspect, open};
 use flux_fast::spec::Component;
-use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER, VAE};
+use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use serde_json::json;
 
 use super::support::*;
@@ -97,7 +97,7 @@ fn a_diffusers_folder_with_shards_and_all_components() {
         transformer.join("diffusion_pytorch_model-00002-of-00003.safetensors"),
         transformer.join("diffusion_pytorch_model.safetensors.index.json"),
     ] {
-        for &component in FLUX1.components {
+        for component in required() {
             assert_maps(root, &Files::model(&path), component, &canonical(component));
         }
         let checkpoint = open(&Files::model(&path)).unwrap();
@@ -146,7 +146,7 @@ fn the_comfy_all_in_one_with_its_8_bit_vectors() {
     let tensors: Vec<_> =
         list("comfy_dev_fp8.txt").into_iter().map(|(n, s)| (n.clone(), dtype(&n), s)).collect();
     sparse(&path, &tensors, json!({}));
-    for &component in FLUX1.components {
+    for component in required() {
         assert_maps(dir.path(), &Files::model(&path), component, &canonical(component));
     }
     let checkpoint = open(&Files::model(&path)).unwrap();

@@ -9,7 +9,7 @@ use flux_fast::error::Kind;
 use flux_fast::library::convert::{Target, convert};
 use flux_fast::library::places::{ModelKind, describe};
 use flux_fast::library::{Checkpoint, Files, open};
-use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER, VAE};
+use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::spec::{Component, FAMILIES};
 use safetensors::tensor::Dtype;
 
@@ -147,7 +147,7 @@ fn a_folder_of_single_files_is_a_model() {
     clip(dir.path().join("c.safetensors"));
     vae(dir.path().join("d.safetensors"));
     let checkpoint = open(&Files::model(dir.path())).unwrap();
-    assert!(FLUX1.components.iter().all(|c| checkpoint.need(*c).is_ok()));
+    assert!(required().all(|c| checkpoint.need(c).is_ok()));
     assert_eq!(place(&checkpoint, T5), other);
     flux(dir.path().join("e.safetensors"));
     let e = open(&Files::model(dir.path())).err().unwrap();

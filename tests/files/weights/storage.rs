@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use flux_fast::error::Kind;
 use flux_fast::library::{Checkpoint, Files, inspect, open, open_source};
-use flux_fast::spec::flux1::{FLUX1, T5, TRANSFORMER};
+use flux_fast::spec::flux1::{T5, TRANSFORMER};
 use flux_fast::weights::synth::{Dialect, Grid, Storage, SynthSpec, to_bytes, write};
 use serde_json::json;
 
@@ -26,7 +26,7 @@ fn assert_exact(checkpoint: &Checkpoint, spec: &SynthSpec) {
             );
         }
     }
-    for &component in FLUX1.components {
+    for component in required() {
         let expected: Vec<Named> = spec
             .tensors
             .iter()
@@ -80,7 +80,7 @@ fn every_dialect_and_storage_type_has_the_exact_values() {
                 assert_eq!(checkpoint.max_length(T5), Some(128));
                 assert_eq!(checkpoint.generation.as_ref().unwrap()["steps"], 4);
                 assert_eq!(checkpoint.scheduler.as_ref().unwrap()["shift"], 3.0);
-                for &component in FLUX1.components {
+                for component in required() {
                     let config = checkpoint.get(component).unwrap().config().unwrap();
                     let wanted = &spec.configs[component.diffusers.folder];
                     assert!(

@@ -39,6 +39,11 @@ pub fn prefixed(prefix: &str, list: &[Named]) -> Vec<Named> {
     list.iter().map(|(n, s)| (format!("{prefix}{n}"), s.clone())).collect()
 }
 
+/// The components that every FLUX.1 model has.
+pub fn required() -> impl Iterator<Item = Component> {
+    FLUX1.components.iter().copied().filter(|component| !component.role.is_optional())
+}
+
 /// The canonical list of a component of FLUX.1 dev.
 pub fn canonical(component: Component) -> Vec<Named> {
     list(match component.name {
@@ -105,7 +110,7 @@ pub fn tiny() -> Vec<(Component, String, Vec<usize>)> {
         n.is_none_or(|n| n < 2)
     };
     let mut out = vec![];
-    for &component in FLUX1.components {
+    for component in required() {
         for (name, shape) in canonical(component).into_iter().filter(|(n, _)| keep(n)) {
             let narrow = |n: usize| match (component.name, n) {
                 ("vae", 128..) => n / 32 * 2,
