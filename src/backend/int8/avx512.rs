@@ -183,6 +183,7 @@ unsafe fn rotate_256<const T: u8>(
         for (i, row) in rows.iter_mut().enumerate() {
             *row = rotate_64::<T>((from.add(64 * size * i), size), factor);
         }
+        #[allow(clippy::needless_range_loop, reason = "it is a column of all four rows")]
         for i in 0..4 {
             let column = across([rows[0][i], rows[1][i], rows[2][i], rows[3][i]]);
             for (j, v) in column.iter().enumerate() {

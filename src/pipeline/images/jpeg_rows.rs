@@ -168,7 +168,7 @@ impl<'a> JpegRows<'a> {
         let across = planes[0].stride / (8 * planes[0].h);
         for x in 0..across {
             let mcu = down * across + x;
-            if state.restart > 0 && mcu > 0 && mcu % state.restart == 0 {
+            if state.restart > 0 && mcu > 0 && mcu.is_multiple_of(state.restart) {
                 bits.restart()?;
                 means.fill(0);
             }
