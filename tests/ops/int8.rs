@@ -130,7 +130,7 @@ fn integers_of_x_are_those_of_the_definition() {
         let value = |i: usize| {
             let x = (i * 7919 % 1009) as f32 / 504.0 - 1.0;
             match i / k {
-                1 if i % 61 == 0 => 40.0 * x,
+                1 if i.is_multiple_of(61) => 40.0 * x,
                 2 => 0.0,
                 3 => (x * 8.0).round() / 8.0,
                 4 => x * 1e-32,

@@ -124,8 +124,9 @@ fn shared_address() -> Option<String> {
             broker.child.id(),
             broker.folder.path().display()
         );
-        let reaper = Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).spawn();
-        reaper.unwrap();
+        let reaper = Command::new("sh").args(["-c", &line]).stdin(Stdio::null()).spawn().unwrap();
+        // It outlives this process, so that nothing waits for it.
+        std::mem::forget(reaper);
         *shared = Some(format!("nats://127.0.0.1:{}", broker.port));
         std::mem::forget(broker);
     }

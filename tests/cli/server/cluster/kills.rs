@@ -62,14 +62,14 @@ fn request(
 
 /// Whose job it is.
 fn key_of(number: usize) -> &'static str {
-    if number % 2 == 0 { "foo" } else { "bar" }
+    if number.is_multiple_of(2) { "foo" } else { "bar" }
 }
 
 /// Submits job number `number` until it is accepted. A client that does not know whether it was
 /// sends it again with the same idempotency key.
 fn submit(servers: [&Server; 2], number: usize) -> String {
     let key = key_of(number);
-    let model = if number % 3 == 0 { "other" } else { "flux-tiny" };
+    let model = if number.is_multiple_of(3) { "other" } else { "flux-tiny" };
     let body = json!({"request": {
         "prompt": "a fox", "steps": 1, "width": 64, "height": 64, "seed": number, "model": model,
     }});
