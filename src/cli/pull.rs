@@ -142,7 +142,10 @@ impl Usage {
         let named =
             |kind| found.iter().find(|(_, (k, _))| *k == kind).map(|(name, _)| name.clone());
         let model = named(ModelKind::Model);
-        let optional = |kind: &ModelKind| matches!(kind, ModelKind::Part(component) if component.role.is_optional());
+        let optional = |kind: &ModelKind| match kind {
+            ModelKind::Part(component) => component.role.is_optional(),
+            _ => false,
+        };
         let is_style = !found.is_empty() && found.iter().all(|(_, (kind, _))| optional(kind));
         let mut parts: Vec<(String, String)> = vec![];
         for (name, (kind, _)) in &found {

@@ -30,7 +30,7 @@ diffusers.utils.logging.set_verbosity_error()
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
-TABLES = ('shared.weight', 'token_embedding.weight', 'position_embedding.weight', 'relative_attention_bias.weight')
+TABLES = ('shared.weight', 'token_embedding.weight', 'position_embedding.weight', 'relative_attention_bias.weight', 'controlnet_mode_embedder.weight')
 
 
 def fnv1a(data):

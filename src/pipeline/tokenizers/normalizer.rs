@@ -148,8 +148,8 @@ mod tests {
             );
             t5_from_json(&file).err().unwrap()
         };
-        assert!(refused("/////w==").contains("claims 4294967295 bytes in 8 characters"));
-        assert!(refused("AAAAgAAA").contains("claims 2147483648 bytes"));
+        assert!(refused("/////w==").contains("should have 4294967295 bytes, in 8 of base64"));
+        assert!(refused("AAAAgAAA").contains("should have 2147483648 bytes"));
         // No tree, and one replacement of 120 bytes.
         let long = format!("AAAAAGFh{}", "YWFh".repeat(40));
         assert!(refused(&long).contains("inserts 122 bytes"), "{}", refused(&long));

@@ -120,9 +120,13 @@ pub fn check(file: &WeightFile, keys: &LoraKeys, found: &mut Grouped) -> Result<
             }
         };
     }
-    if let Some(whole) = names.iter().find(|n| is_whole_weight(keys, n)) {
+    // The gains of control LoRAs have the names of weights, too.
+    let gains = found.groups.iter().filter_map(|group| group.parts.get(&Part::Gain));
+    let gains: HashSet<&str> = gains.map(|i| all[*i].name.as_str()).collect();
+    let is_whole = |name: &&&str| !gains.contains(**name) && is_whole_weight(keys, name);
+    if let Some(whole) = names.iter().find(is_whole) {
         let what = "LoRA that also replaces whole weights";
-        let count = names.iter().filter(|n| is_whole_weight(keys, n)).count();
+        let count = names.iter().filter(is_whole).count();
         return Err(unsupported(what, whole, count, names.len()));
     }
     foreign_by_metadata(file, family, found)?;

@@ -185,15 +185,15 @@ fn a_pulled_redux_repository_is_found_by_the_next_style() {
     files.push(Kept { name: "flux1-redux-dev.safetensors", bytes: vec![0; 99], large: true });
     let home = Home::new();
     let server = Server::start(move |request, _| hub(&files, request));
-    let output = pull(&home, &server, &["org/redux"]).output().unwrap();
+    let output = pull(&home, &server, &["org/name"]).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     let said = stdout(&output);
     assert!(said.ends_with("flux-fast \"a fox\" --model MODEL --style IMAGE\n"), "{said}");
-    let snapshot = home.at.join(format!("hf/hub/models--org--redux/snapshots/{COMMIT}"));
+    let snapshot = home.at.join(format!("hf/hub/models--org--name/snapshots/{COMMIT}"));
     assert!(!snapshot.join("flux1-redux-dev.safetensors").exists());
     assert!(names.iter().all(|name| snapshot.join(name).is_file()));
     let models = json(&home.run(&["models", "--json"]));
-    let listed = models["models"].as_array().unwrap().iter().find(|m| m["name"] == "org/redux");
+    let listed = models["models"].as_array().unwrap().iter().find(|m| m["name"] == "org/name");
     let listed = listed.unwrap_or_else(|| panic!("{models}"));
     assert!(listed["what"].as_str().unwrap().contains("folder; with"), "{listed}");
 
@@ -209,6 +209,6 @@ fn a_pulled_redux_repository_is_found_by_the_next_style() {
         stderr(&output)
     };
     assert!(draw(&[]).matches("found in the Hugging Face cache").count() == 2);
-    let said = draw(&["--redux", "org/redux", "--siglip", "org/redux"]);
+    let said = draw(&["--redux", "org/name", "--siglip", "org/name"]);
     assert!(said.contains("(given)"), "{said}");
 }
