@@ -181,8 +181,11 @@ pub fn run_by(
     assert!(plan.peak_bytes() <= budget);
     let mut holdings = Holdings::default();
     holdings.reserve(backend, plan.layout(), false).unwrap();
+    // Weights of different networks may have the same number.
+    let owners = std::array::from_fn(|net| net as u32);
+    let tenancy = Tenancy { owners, ..Tenancy::default() };
     let mut session =
-        Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), Tenancy::default());
+        Session::new(backend, &mut holdings, program, &plan, weights.to_vec(), tenancy);
     for (name, value) in inputs {
         match value {
             Input::F32(v) => session.write_f32(program.input(name), v).unwrap(),
