@@ -81,7 +81,7 @@ fn kept_references_under_a_small_budget_give_the_same_bits() {
     let [_, golden] = goldens();
     let mut engine = kept(&golden).engine(&f32_options());
     // A large reference, so that denoising needs the most memory.
-    let rgb = (0..3 * 384 * 256).map(|i| (i * 7919 % 251) as u8).collect();
+    let rgb = (0..3 * 384 * 256_u64).map(|i| (i * 7919 % 251) as u8).collect();
     let request = request(&golden).reference(Image { width: 384, height: 256, rgb });
     let want = engine.generate(&request).unwrap().latents;
     let plan = engine.plan(&request).unwrap();
