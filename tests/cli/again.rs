@@ -272,13 +272,15 @@ fn the_image_to_start_from_counts_against_the_memory() {
         let arguments = ["a fox", "-i", file, "--steps", "2", "-o", "x.png"];
         [&arguments[..], &DEVICE].concat()
     };
-    // A JPEG is decoded as a whole.
-    let jpeg = from("large.jpg");
-    let (_, err) = run(folder, &[jpeg.as_slice(), &["--ram", "180M"]].concat(), 5);
-    assert!(err.contains("large.jpg"), "{err}");
+    fs::write(folder.join("large.webp"), encode(&flat, Format::WebP, 90, "").unwrap()).unwrap();
+    // A WebP is decoded as a whole.
+    let webp = from("large.webp");
+    let (_, err) = run(folder, &[webp.as_slice(), &["--ram", "180M"]].concat(), 5);
+    assert!(err.contains("large.webp"), "{err}");
     let enough = err.split("try: --ram ").nth(1).and_then(|s| s.split(['M', ',']).next()).unwrap();
-    // The rows of a PNG are scaled one after another: its 150 MB are never in memory at once.
-    for (image, ram) in [(jpeg, enough), (from("deep.png"), "230")] {
+    // The rows of a PNG and of a JPEG are scaled one after another: the 150 MB of the PNG are never
+    // in memory at once.
+    for (image, ram) in [(webp, enough), (from("deep.png"), "230"), (from("large.jpg"), "180")] {
         let bound = format!("{ram}M");
         let arguments = [image.as_slice(), &["--json", "--ram", &bound]].concat();
         let (out, err) = run(folder, &arguments, 0);

@@ -83,7 +83,7 @@ fn a_controlnet_is_found_by_name_recorded_and_used_again() {
     assert!(listed.contains("FLUX ControlNet, XLabs, fp8"), "{listed}");
     let path = nets.join("flux/union.safetensors");
     let (shown, _) = run(folder, &["inspect", path.to_str().unwrap()], 0);
-    assert!(shown.contains("modes: 7") && shown.contains("double blocks: 1"), "{shown}");
+    assert!(shown.contains("modes 7") && shown.contains("double blocks 1,"), "{shown}");
 
     let typed = |more: &str| format!("union:control.png:0.5:0-0.9{more}");
     let draw = |name: &str, net: &str, exit| {
