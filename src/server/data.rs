@@ -100,6 +100,7 @@ impl DataFolder {
     }
 
     /// The names of the files with the images that the job `id` starts from.
+    #[cfg(feature = "nats")]
     pub fn input_names(id: &str, spec: &JobSpec) -> Vec<String> {
         let single = [
             (spec.has_input, id.to_string()),

@@ -323,6 +323,10 @@ impl<'a> Session<'a> {
     /// Starts every load for which there is room, in the order of first use.
     fn load_ahead(&mut self, more: bool) -> Result<()> {
         let order = &self.plan.residency.order;
+        // A part of the autoencoder may have no weights.
+        if order.is_empty() {
+            return Ok(());
+        }
         loop {
             if self.next == order.len() {
                 if !more || self.ahead {

@@ -327,8 +327,11 @@ fn engine(compute: Compute) -> Engine {
     Engine::open(Options::default().device(Device::Cpu).compute(compute)).unwrap()
 }
 
+/// Products by the name of their weight.
+type Recorded = Arc<Mutex<Vec<(String, Product)>>>;
+
 /// An engine in f32 whose products are changed as `scheme` does, and what it records without one.
-fn changed(scheme: Option<Scheme>) -> (Engine, Arc<Mutex<Vec<(String, Product)>>>) {
+fn changed(scheme: Option<Scheme>) -> (Engine, Recorded) {
     let mut engine = engine(Compute::F32);
     let recorded = Arc::new(Mutex::new(vec![]));
     engine.replace_backend(Box::new(Changed {
