@@ -134,7 +134,7 @@ fn any(a: &Args<Linear>, device: &WgpuDevice) -> Result<(), &'static str> {
         return Err("the weights are rotated in groups that have no shader");
     }
     if a.x.cols > MOST_COLUMNS {
-        return Err("sums of so many products do not fit into 32 bits");
+        return Err("the weight has too many columns: a sum of its products may exceed 32 bits");
     }
     let aligned = |n: usize| n.is_multiple_of(VECTOR);
     if !aligned(a.w.place.offset as usize) || !aligned(a.w.stride) {

@@ -78,14 +78,14 @@ impl Link {
         Err(out_of_reach())
     }
 
-    /// Sends `value` to whoever listens to `subject`.
+    /// Sends `value` to the subscribers of `subject`.
     pub async fn send(&self, subject: &str, value: &impl Serialize) {
         let bytes = serde_json::to_vec(value).unwrap_or_default();
         // Without a connection, what is sent waits for one or is lost: nothing depends on it.
         self.client.publish(self.subject(subject), bytes.into()).await.ok();
     }
 
-    /// Sends `bytes` to whoever listens to `subject`, in the order of the calls. While there is no
+    /// Sends `bytes` to the subscribers of `subject`, in the order of the calls. While there is no
     /// connection, it is lost.
     pub fn publish(&self, subject: String, bytes: Vec<u8>) {
         if self.connected_for().is_some() {

@@ -81,7 +81,7 @@ impl Mirror {
             Some(State::Running | State::Canceling) if is_queued => {
                 self.queue.push_front(record.waiting());
             }
-            // Whoever gives jobs to workers has taken it already.
+            // The leader has taken it already.
             Some(State::Queued) if record.is_running() => drop(self.queue.pop_known(&record.id)),
             Some(State::Queued) if !is_queued => drop(self.queue.remove(&record.id)),
             _ => {}

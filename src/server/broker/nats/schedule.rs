@@ -15,7 +15,7 @@ use crate::server::clock::SECOND;
 /// another one opens the model for it.
 const PATIENCE: f64 = 10.0;
 
-/// What whoever gives jobs out remembers of workers.
+/// What the leader remembers about workers.
 #[derive(Debug, Default)]
 pub struct Schedule {
     passing: HashMap<String, Passing>,

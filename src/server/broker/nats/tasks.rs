@@ -164,7 +164,7 @@ fn note_worker(hub: &Hub, facts: WorkerFacts) -> bool {
     differs
 }
 
-/// Forgets workers that have not been heard for long: whoever gives jobs out has to know them for a
+/// Forgets workers that have not been heard for long: the leader has to know them for a
 /// while, to take their jobs back.
 fn forget_workers(hub: &Hub) -> bool {
     let mut workers = lock(&hub.workers);
