@@ -158,8 +158,9 @@ impl Record {
         Some(record)
     }
 
-    /// It ends because `worker` says so. Every worker draws the same images: the seed
-    /// is fixed. Anything else counts only if the worker still has the job.
+    /// The record after `worker` reports `outcome`. Images always count, because every worker draws
+    /// the same ones: the seed is fixed. Any other outcome counts only if the worker still has the
+    /// job.
     pub fn ended_by(&self, worker: &str, outcome: &Outcome, now: f64) -> Option<Record> {
         let is_its = self.is_running() && self.worker.as_deref() == Some(worker);
         match outcome {
