@@ -58,11 +58,17 @@ pub unsafe fn finish_avx512(tile: *const f32, width: usize, f: Finish) {
     unsafe { finish::<true>(tile, width, f) }
 }
 
-/// The stored types as constant parameters, so that a loader is compiled for each type.
+// The stored types as constant parameters, so that a loader is compiled for each type.
+
+/// All rows are [`DType::F32`].
 pub const F32: u8 = DType::F32 as u8;
+/// All rows are [`DType::BF16`].
 pub const BF16: u8 = DType::BF16 as u8;
+/// All rows are [`DType::F16`].
 pub const F16: u8 = DType::F16 as u8;
+/// All rows are [`DType::F8E4M3`].
 pub const F8E4M3: u8 = DType::F8E4M3 as u8;
+/// All rows are [`DType::F8E5M2`].
 pub const F8E5M2: u8 = DType::F8E5M2 as u8;
 /// The rows have several types.
 pub const MIXED: u8 = u8::MAX;
