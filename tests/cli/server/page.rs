@@ -122,9 +122,13 @@ impl Tab {
 
     /// Replaces the text of a field.
     pub async fn fill(&self, css: &str, text: &str) {
+        // As a person does it: what the driver's own command erases, the page does not notice, and
+        // it would write its value again if it was drawn anew before the first key.
+        let all = format!("{}a{}", char::from(Key::Control), char::from(Key::Null));
         let field = self.find(css).await;
-        field.clear().await.unwrap();
-        field.send_keys(text).await.unwrap();
+        let keys =
+            if text.is_empty() { char::from(Key::Backspace).to_string() } else { text.into() };
+        field.send_keys(&(all + &keys)).await.unwrap();
     }
 
     pub async fn draw(&self) {

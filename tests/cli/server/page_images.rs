@@ -189,8 +189,7 @@ fn margins_and_transparent_pixels_are_painted() {
             (&job["outputs"][0]["width"], &job["request"]["strength"]),
             (&json!(160), &json!(1.0))
         );
-        let erased = char::from(Key::Backspace).to_string().repeat(2);
-        tab.find("#add-left").await.send_keys(&erased).await.unwrap();
+        tab.fill("#add-left", "").await;
         tab.until("document.querySelector('.shapes')").await;
         tab.find("#file").await.send_keys(&pictures.path("clear")).await.unwrap();
         tab.click("#start-from").await;

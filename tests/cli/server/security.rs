@@ -126,7 +126,7 @@ fn f29_f37_f39_large_slow_and_bursting_requests_are_cut_off() {
     use base64::Engine as _;
     let image = base64::prelude::BASE64_STANDARD.encode(&png);
     let answer = server.post("/api/v2/jobs", &json!({"prompt": "x", "init": image}));
-    assert_eq!((answer.status, &answer.json()["error"]["parameter"]), (422, &json!("image")));
+    assert_eq!((answer.status, &answer.json()["error"]["parameter"]), (422, &json!("init")));
     assert_eq!(server.get("/ready").status, 200);
 }
 
