@@ -136,6 +136,17 @@ pub struct HostWeight {
 }
 
 impl HostWeight {
+    /// A weight of one part: all of `source`, which has `rows x cols` elements of `dtype`.
+    pub fn whole(
+        source: Arc<dyn ByteSource>,
+        (rows, cols): (usize, usize),
+        dtype: DType,
+        scale: Scale,
+    ) -> HostWeight {
+        let part = HostPart { source, offset: 0, rows, cols, dtype, scale, rotation: None };
+        HostWeight { rows, cols, parts: vec![part], int8: None }
+    }
+
     /// Bytes of all parts as stored, including block scales.
     pub fn bytes(&self) -> usize {
         self.parts.iter().flat_map(|p| p.ranges()).map(|(_, range)| range.len()).sum()

@@ -347,16 +347,7 @@ fn a_text_encoder_is_replayed_with_other_token_ids() {
         let mut bytes = Vec::new();
         (0..w.rows * w.cols).for_each(|i| DType::BF16.encode(value(i), &mut bytes));
         let (rows, cols) = (w.rows, w.cols);
-        let part = HostPart {
-            rotation: None,
-            source: Arc::new(bytes),
-            offset: 0,
-            rows,
-            cols,
-            dtype: DType::BF16,
-            scale: Scale::One,
-        };
-        HostWeight { int8: None, rows, cols, parts: vec![part] }
+        HostWeight::whole(Arc::new(bytes), (rows, cols), DType::BF16, Scale::One)
     });
     let weights: Vec<HostWeight> = weights.collect();
     let bytes = |b: &CudaBackend| -> Vec<usize> {
