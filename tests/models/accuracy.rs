@@ -368,8 +368,8 @@ fn int8_is_no_less_exact_than_fp8_weights_and_activations() {
     assert!(of_int8.0 >= of_fp8.0 && of_int8.1 >= 27.0);
 }
 
-/// The kernels compute what the scheme says: their images differ by the rounding of attention and of
-/// the other products, which are in bf16 where the processor has it.
+/// Prints the tables of `docs/accuracy.md`:
+/// `cargo test --test models accuracy -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints the tables of docs/accuracy.md; several minutes"]
 fn tables() {

@@ -314,8 +314,9 @@ mod tests {
         assert!(seen.throughput > 0.8 * 0.6 * 16.0 / 10.0, "{seen:?}");
     }
 
-    /// By hand, as the table of benches/cluster.rs: what a change takes is in
-    /// `FLUX_FAST_TEST_CHANGE`, in seconds.
+    /// Prints the numbers of `benches/cluster.rs` from a debug build:
+    /// `cargo test --lib load_table -- --ignored --nocapture`. `FLUX_FAST_TEST_CHANGE` is the time
+    /// of a change at the broker, in seconds (0.002).
     #[test]
     #[ignore = "takes a minute"]
     fn load_table_of_simulated_workers() {
