@@ -98,7 +98,7 @@ pub(in crate::spec) use with_gains;
 /// diffusers' names of embedders and blocks, and `more`.
 macro_rules! diffusers_blocks {
     ($($more:expr),* $(,)?) => {
-        with_gains![
+        $crate::spec::flux1::blocks::with_gains![
             Rename::one(affine!("img_in"), &[affine!("x_embedder")]),
             Rename::one(affine!("txt_in"), &[affine!("context_embedder")]),
             Rename::one(

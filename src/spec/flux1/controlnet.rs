@@ -3,7 +3,7 @@
 //! Canonical are the names of XLabs, which are BFL's where the large transformer has them, too.
 
 use super::affine;
-use super::blocks::{ALIASES, block_tensors, diffusers_blocks, with_gains};
+use super::blocks::{ALIASES, block_tensors, diffusers_blocks};
 use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Role};
 use crate::spec::names::{Dialect, Naming, Rename, Split};
 

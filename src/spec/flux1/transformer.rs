@@ -1,9 +1,7 @@
 //! FLUX.1's transformer.
 
 use super::affine;
-use super::blocks::{
-    ALIASES, BLOCKS, GAINS, INT8, MARKERS, block_tensors, diffusers_blocks, with_gains,
-};
+use super::blocks::{ALIASES, BLOCKS, GAINS, INT8, MARKERS, block_tensors, diffusers_blocks};
 use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Role, Variant};
 use crate::spec::lora::{LoraLayers, LoraSpelling, Rows};
 use crate::spec::names::{Dialect, Naming, Rename, Split};
