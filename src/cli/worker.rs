@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::args::{BrokerArgs, How, WorkerArgs};
 use super::config::Config;
-use super::{output, serve, server_config, signals};
+use super::{output, serve, server_config};
 use crate::error::{Error, Result};
 use crate::host;
 use crate::server::{self, ClusterOptions};
