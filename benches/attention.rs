@@ -13,7 +13,7 @@ use flux_fast::dtype::DType;
 use flux_fast::op::{
     Attention, GroupNorm, GroupStatistics, LayerNormModulate, Op, Pairs, QkNormRope, Step, Use,
 };
-use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
+use flux_fast::tensor::{HostWeight, Scale, Slot, Tensor, Weight};
 
 #[path = "common/traffic.rs"]
 mod traffic;
@@ -27,16 +27,7 @@ fn tensor(id: u32, rows: usize, cols: usize) -> Tensor {
 fn ones(weight: &Weight) -> HostWeight {
     let bytes: Vec<u8> = (0..weight.rows * weight.cols).flat_map(|_| 1f32.to_le_bytes()).collect();
     let (rows, cols) = (weight.rows, weight.cols);
-    let part = HostPart {
-        rotation: None,
-        source: Arc::new(bytes),
-        offset: 0,
-        rows,
-        cols,
-        dtype: DType::F32,
-        scale: Scale::One,
-    };
-    HostWeight { int8: None, rows, cols, parts: vec![part] }
+    HostWeight::whole(Arc::new(bytes), (rows, cols), DType::F32, Scale::One)
 }
 
 /// Runs `op` over `tensors` (inputs 0, 1, ...), filled with numbers around zero, with gains of one.

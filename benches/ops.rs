@@ -18,7 +18,7 @@ use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::{FORMATS, Format};
 use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::op::ConvShape;
-use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale};
+use flux_fast::tensor::{BlockScale, BlockScales, HostWeight, Scale};
 
 /// Varied numbers between -1 and 1.
 fn numbers(n: usize) -> Vec<f32> {
@@ -34,16 +34,7 @@ fn weight(rows: usize, cols: usize, dtype: DType) -> HostWeight {
     let mut bytes = Vec::with_capacity(rows * cols * dtype.size());
     let row = numbers(8191);
     (0..rows * cols).for_each(|i| dtype.encode(row[i % 8191], &mut bytes));
-    let part = HostPart {
-        rotation: None,
-        source: Arc::new(bytes),
-        offset: 0,
-        rows,
-        cols,
-        dtype,
-        scale: Scale::Tensor(0.02),
-    };
-    HostWeight { int8: None, rows, cols, parts: vec![part] }
+    HostWeight::whole(Arc::new(bytes), (rows, cols), dtype, Scale::Tensor(0.02))
 }
 
 /// The same in blocks. Rows have the same bytes from different offsets.
@@ -70,16 +61,7 @@ fn blocks(rows: usize, cols: usize, format: &Format) -> HostWeight {
         0 => Scale::One,
         _ => Scale::Blocks(BlockScales::new(Arc::new(scales), 0, stored, format.blocks(cols))),
     };
-    let part = HostPart {
-        rotation: None,
-        source: Arc::new(bytes),
-        offset: 0,
-        rows,
-        cols,
-        dtype: format.dtype,
-        scale,
-    };
-    HostWeight { int8: None, rows, cols, parts: vec![part] }
+    HostWeight::whole(Arc::new(bytes), (rows, cols), format.dtype, scale)
 }
 
 /// Operations per second of independent multiply-adds in registers, on all threads.

@@ -7,7 +7,7 @@ use flux_fast::dtype::DType;
 use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::op::Program;
 use flux_fast::plan::{self, PhasePlan};
-use flux_fast::tensor::{HostPart, HostWeight, Scale};
+use flux_fast::tensor::{HostWeight, Scale};
 
 /// Weights for every spec from a fast generator: roughly normal values, matrices stored as `dtype`.
 pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
@@ -35,20 +35,7 @@ pub fn random(program: &Program, dtype: DType) -> Vec<HostWeight> {
             state ^= state << 17;
             bytes.extend_from_slice(&table[(state >> 40) as usize % 1024]);
         }
-        HostWeight {
-            int8: None,
-            rows,
-            cols,
-            parts: vec![HostPart {
-                rotation: None,
-                source: Arc::new(bytes),
-                offset: 0,
-                rows,
-                cols,
-                dtype,
-                scale,
-            }],
-        }
+        HostWeight::whole(Arc::new(bytes), (rows, cols), dtype, scale)
     };
     program.weights.iter().map(|w| weight(w.rows, w.cols, w.side.is_some())).collect()
 }

@@ -14,7 +14,7 @@ use flux_fast::op::{
     Attention, Conv2d, ConvShape, Epilogue, GeluMul, GroupNorm, GroupStatistics, LayerNormModulate,
     Linear, Op, Pairs, QkNormRope, RmsNorm, Step,
 };
-use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot, Tensor, Weight};
+use flux_fast::tensor::{HostWeight, Scale, Slot, Tensor, Weight};
 
 use crate::device::{Asked, Device, after, has, open, record};
 use crate::operation;
@@ -51,20 +51,7 @@ impl Bench<'_> {
         let bytes: Vec<u8> =
             (0..rows * cols).flat_map(|i| table[(i * 7919) % 1021].iter().copied()).collect();
         let scale = if dtype.size() == 1 { Scale::Tensor(0.5) } else { Scale::One };
-        self.weights.push(HostWeight {
-            int8: None,
-            rows,
-            cols,
-            parts: vec![HostPart {
-                rotation: None,
-                source: Arc::new(bytes),
-                offset: 0,
-                rows,
-                cols,
-                dtype,
-                scale,
-            }],
-        });
+        self.weights.push(HostWeight::whole(Arc::new(bytes), (rows, cols), dtype, scale));
         Weight { id: self.weights.len() as u32 - 1, rows, cols }
     }
 

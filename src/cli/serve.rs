@@ -10,7 +10,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
-use super::args::{How, LogFormat, ServeArgs};
+use super::args::{DrawingArgs, How, LogFormat, ServeArgs};
 use super::config::Config;
 use super::words::Typed;
 use super::{server_config, signals};
@@ -19,7 +19,7 @@ use crate::host;
 use crate::server::{self, ServerKey, ServerOptions};
 
 /// The name of the hidden command.
-pub const WORKER: &str = "draw-jobs";
+const WORKER: &str = "draw-jobs";
 
 /// The most files and connections that are open at a time.
 #[cfg(unix)]
@@ -45,6 +45,27 @@ pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
             .try_("--key with a long random word, or --key-file".to_string()));
     }
     let data = args.data.unwrap_or_else(|| host::data_folder().join("server"));
+    let mut options = start(&args.drawing, data, how)?;
+    options.listen = args.listen;
+    options.keys = keys;
+    options.default_plan = config.default_plan;
+    options.aliases = args.aliases;
+    options.aliases.extend(config.aliases);
+    options.models = config.models;
+    options.public_url = args.public_url;
+    options.origins = args.cors_origins;
+    options.webhooks = args.webhook_origins;
+    options.max_queued = args.max_queue;
+    #[cfg(feature = "nats")]
+    {
+        options.cluster = super::worker::cluster(&args.drawing.cluster);
+    }
+    server::serve(options).map_err(|e| listen_error(e, args.listen))
+}
+
+/// Prepares this process for `serve` and `worker` (signals, open files, the log), and returns the
+/// options that both have.
+pub(super) fn start(args: &DrawingArgs, data: PathBuf, how: How) -> Result<ServerOptions> {
     let program = std::env::current_exe()
         .map_err(|e| Error::device(format!("the program's own file cannot be found: {e}")))?;
     signals::listen();
@@ -56,27 +77,13 @@ pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
         (program, vec![WORKER.into()]),
         Arc::new(|| signals::received().is_some()),
     );
-    options.listen = args.listen;
-    options.keys = keys;
-    options.default_plan = config.default_plan;
-    options.aliases = args.aliases;
-    options.aliases.extend(config.aliases);
-    options.models = config.models;
     options.keep_alive = args.keep_alive.0;
-    options.public_url = args.public_url;
-    options.origins = args.cors_origins;
-    options.webhooks = args.webhook_origins;
-    options.max_queued = args.max_queue;
     options.hang_after = Duration::from_secs(args.hang_after);
-    #[cfg(feature = "nats")]
-    {
-        options.cluster = super::worker::cluster(args.cluster);
-    }
-    server::serve(options).map_err(|e| listen_error(e, args.listen))
+    Ok(options)
 }
 
 /// Sends the log to stderr: with --quiet only warnings, and where the server listens.
-pub(super) fn start_log(how: How, format: LogFormat) {
+fn start_log(how: How, format: LogFormat) {
     let level = if how.quiet { LevelFilter::WARN } else { LevelFilter::INFO };
     let shown = Targets::new()
         .with_target("flux_fast", level)
@@ -94,7 +101,7 @@ pub(super) fn start_log(how: How, format: LogFormat) {
 
 /// Lets this process open more files than the usual 1,024, if the system allows it: every
 /// connection is one.
-pub(super) fn raise_open_files() {
+fn raise_open_files() {
     #[cfg(unix)]
     {
         use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

@@ -80,6 +80,12 @@ pub fn read(config: &Config) -> Result<ServerConfig> {
 }
 
 fn parse(table: toml::Table) -> Result<ServerConfig> {
+    if table.get("keys").is_some_and(|keys| !keys.is_table()) {
+        // It may be a key itself, which the error of the next line would repeat.
+        return Err(Error::argument("the keys are not a table")
+            .at("keys")
+            .expected("keys.\"sha256:...\" = { plan = \"...\" }"));
+    }
     let file: File = table.try_into().map_err(|e: toml::de::Error| {
         Error::argument(format!("the configuration of the server: {}", e.message()))
     })?;
@@ -157,13 +163,14 @@ mod tests {
             ("plans.x = { limits = [\"10/fortnight\"] }", "plans.x"),
             ("plans.x = { limit = [] }", "limit"),
             ("default-plan = \"gold\"", "fal-paid"),
+            ("keys = \"word\"", "not a table"),
             ("keys.foo = {}", "number 1 of keys"),
             ("keys.\"sha256:zz\" = {}", "64 hexadecimal"),
             ("models.x = { keep_alive = \"long\" }", "models.x"),
             ("models.x = { max_steps = 0 }", "models.x"),
         ] {
             let error = parse(text.parse().unwrap()).unwrap_err().to_string();
-            assert!(error.contains(expected), "{text}: {error}");
+            assert!(error.contains(expected) && !error.contains("word"), "{text}: {error}");
         }
     }
 }

@@ -2,35 +2,34 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use super::args::{BrokerArgs, How, WorkerArgs};
 use super::config::Config;
-use super::{output, serve, server_config, signals};
+use super::{output, serve, server_config};
 use crate::error::{Error, Result};
 use crate::host;
-use crate::server::{self, ClusterOptions, ServerOptions};
+use crate::server::{self, ClusterOptions};
 use crate::units::ByteSize;
 
 /// The most workers of one machine that find a folder by themselves.
 const MAX_FOLDERS: usize = 64;
 
 /// The cluster that the arguments name, if they do.
-pub fn cluster(args: BrokerArgs) -> Option<ClusterOptions> {
-    let mut options = ClusterOptions::new(args.broker?);
-    options.credentials = args.nats_creds;
-    options.nkey = args.nats_nkey;
-    options.ca_certificates = args.nats_ca;
-    options.certificate = args.nats_cert.zip(args.nats_key);
+pub fn cluster(args: &BrokerArgs) -> Option<ClusterOptions> {
+    let mut options = ClusterOptions::new(args.broker.clone()?);
+    options.credentials = args.nats_creds.clone();
+    options.nkey = args.nats_nkey.clone();
+    options.ca_certificates = args.nats_ca.clone();
+    options.certificate = args.nats_cert.clone().zip(args.nats_key.clone());
     options.replicas = args.nats_replicas;
     options.lost_after = Duration::from_secs(args.lost_after);
     Some(options)
 }
 
-fn needed(args: BrokerArgs) -> Result<ClusterOptions> {
+fn needed(args: &BrokerArgs) -> Result<ClusterOptions> {
     cluster(args).ok_or_else(|| {
         Error::argument("the address of a broker is missing")
             .at("--broker")
@@ -41,21 +40,10 @@ fn needed(args: BrokerArgs) -> Result<ClusterOptions> {
 /// Draws the jobs of a cluster until a signal arrives.
 pub fn worker(args: WorkerArgs, how: How, config: &Config) -> Result<()> {
     let config = server_config::read(config)?;
-    let cluster = needed(args.cluster)?;
-    signals::listen();
-    serve::raise_open_files();
-    serve::start_log(how, args.log_format);
-    let program = std::env::current_exe()
-        .map_err(|e| Error::device(format!("the program's own file cannot be found: {e}")))?;
-    let mut options = ServerOptions::new(
-        args.engine.options(),
-        args.data.map_or_else(free_folder, Ok)?,
-        (program, vec![serve::WORKER.into()]),
-        Arc::new(|| signals::received().is_some()),
-    );
+    let cluster = needed(&args.drawing.cluster)?;
+    let data = args.data.map_or_else(free_folder, Ok)?;
+    let mut options = serve::start(&args.drawing, data, how)?;
     options.models = config.models;
-    options.keep_alive = args.keep_alive.0;
-    options.hang_after = Duration::from_secs(args.hang_after);
     options.grace = Duration::from_secs(args.grace);
     options.cluster = Some(cluster);
     server::draw_for_cluster(options)
@@ -77,7 +65,7 @@ fn free_folder() -> Result<PathBuf> {
 
 /// Shows the workers and the queue of a cluster.
 pub fn status(args: BrokerArgs, how: How) -> Result<()> {
-    let options = needed(args)?;
+    let options = needed(&args)?;
     let status = server::cluster_status(&options)?;
     match how.json {
         true => output::text(&format!("{status}\n")),

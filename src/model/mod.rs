@@ -11,6 +11,7 @@ pub mod qwen3;
 pub mod redux;
 pub mod siglip;
 pub mod t5;
+mod tower;
 pub mod vae;
 
 pub use clip::ClipConfig;

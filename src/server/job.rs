@@ -56,6 +56,27 @@ fn is_false(flag: &bool) -> bool {
 }
 
 impl JobSpec {
+    /// For tests and simulations: a request to `model` by the native API that starts from no images,
+    /// drawn to PNG files.
+    #[cfg(any(test, feature = "nats"))]
+    pub fn new(request: Request, model: impl Into<String>) -> JobSpec {
+        JobSpec {
+            request,
+            model: model.into(),
+            format: Format::Png.name().into(),
+            quality: 90,
+            has_input: false,
+            has_mask: false,
+            has_control: false,
+            drawn: None,
+            references: 0,
+            styles: 0,
+            dialect: "native".into(),
+            echo: Value::Null,
+            webhook: None,
+        }
+    }
+
     /// The names of the LoRAs that it needs.
     pub fn loras(&self) -> Vec<String> {
         let loras = self.request.prompt.loras().iter().chain(&self.request.loras);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -54,7 +55,7 @@ pub struct ServerOptions {
 }
 
 /// How a process reaches the other processes of its cluster.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ClusterOptions {
     /// Addresses of the brokers, separated by commas, each `nats://` or `tls://`, with or without
     /// `USER:PASSWORD@`, and after the last one `/NAME` if several clusters share the brokers.
@@ -89,7 +90,15 @@ impl ClusterOptions {
 
     /// The brokers without passwords.
     pub fn shown_broker(&self) -> String {
-        let shown = self.broker.split(',').map(|part| match part.split_once("://") {
+        // A comma that no scheme follows may be one of a password.
+        let mut parts: Vec<String> = Vec::new();
+        for part in self.broker.split(',') {
+            match parts.last_mut() {
+                Some(last) if !part.contains("://") => *last += &format!(",{part}"),
+                _ => parts.push(part.into()),
+            }
+        }
+        let shown = parts.iter().map(|part| match part.split_once("://") {
             Some((scheme, rest)) => {
                 let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
                 format!("{}://{host}", scheme.trim())
@@ -97,6 +106,12 @@ impl ClusterOptions {
             None => String::new(),
         });
         shown.collect::<Vec<_>>().join(",")
+    }
+}
+
+impl fmt::Debug for ClusterOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the cluster at {}, {} copies", self.shown_broker(), self.replicas)
     }
 }
 
@@ -145,6 +160,26 @@ impl ServerOptions {
             worker,
             stop,
             cluster: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_of_brokers_are_not_shown() {
+        for (broker, shown) in [
+            ("nats://a:4222", "nats://a:4222"),
+            ("nats://u:word@a, tls://u:word@b/x", "nats://a,tls://b/x"),
+            ("nats://u:wo/word@a", "nats://a"),
+            ("nats://u:wo,word@a,nats://b", "nats://a,nats://b"),
+            ("u:word@a", ""),
+        ] {
+            let options = ClusterOptions::new(broker.into());
+            assert_eq!(options.shown_broker(), shown);
+            assert!(!format!("{options:?}").contains("word"));
         }
     }
 }

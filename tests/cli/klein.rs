@@ -10,12 +10,7 @@ use flux_fast::spec::flux2::{QWEN3, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::Value;
 
-use super::runs::{command, run};
-
-fn text(output: &Output) -> String {
-    let [out, err] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b));
-    format!("{out}{err}")
-}
+use super::runs::{command, run, text};
 
 fn json(output: &Output) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", text(output)))

@@ -1,23 +1,9 @@
 //! `--reference` with FLUX.1 Kontext, as far as that needs no arithmetic: it reads any image, from its
 //! own size.
 
-use std::path::Path;
-use std::process::Output;
-
-use image::{Rgb, RgbImage};
 use serde_json::Value;
 
-use super::runs::{done, run};
-
-fn text(output: &Output) -> String {
-    let [out, err] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b));
-    format!("{out}{err}")
-}
-
-fn photo(folder: &Path, name: &str, width: u32, height: u32) {
-    let pixel = |x, y| Rgb([x as u8, (2 * y) as u8, (x * y % 251) as u8]);
-    RgbImage::from_fn(width, height, pixel).save(folder.join(name)).unwrap();
-}
+use super::runs::{done, photo, run, text};
 
 #[test]
 fn kontext_reads_images_of_any_size_within_the_bound_on_memory() {

@@ -36,6 +36,18 @@ pub fn done(folder: &Path, arguments: &[&str]) -> Value {
     }
 }
 
+/// What a run printed on stdout and stderr.
+pub fn text(output: &Output) -> String {
+    let [out, err] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b));
+    format!("{out}{err}")
+}
+
+/// Writes a picture with many colours.
+pub fn photo(folder: &Path, name: &str, width: u32, height: u32) {
+    let pixel = |x, y| image::Rgb([x as u8, (2 * y) as u8, (x * y % 251) as u8]);
+    image::RgbImage::from_fn(width, height, pixel).save(folder.join(name)).unwrap();
+}
+
 pub fn pixels(path: &Path) -> image::RgbImage {
     image::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display())).to_rgb8()
 }

@@ -13,10 +13,9 @@ use flux_fast::model::{
 use flux_fast::spec::Component;
 use flux_fast::spec::flux1::{CLIP, REDUX, SIGLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
-use image::{Rgb, RgbImage};
 use serde_json::{Value, json};
 
-use super::runs::{command, done, pixels};
+use super::runs::{command, done, photo, pixels, text};
 
 /// Runs without the user's own cache of models.
 fn run(folder: &Path, arguments: &[&str], exit: i32) -> Output {
@@ -25,16 +24,6 @@ fn run(folder: &Path, arguments: &[&str], exit: i32) -> Output {
     assert_eq!(output.status.code(), Some(exit), "{arguments:?}: {}", text(&output));
     assert!(!text(&output).contains("panicked"), "{}", text(&output));
     output
-}
-
-fn text(output: &Output) -> String {
-    let [out, err] = [&output.stdout, &output.stderr].map(|b| String::from_utf8_lossy(b));
-    format!("{out}{err}")
-}
-
-fn photo(folder: &Path, name: &str, width: u32, height: u32) {
-    let pixel = |x, y| Rgb([x as u8, (2 * y) as u8, (x * y % 251) as u8]);
-    RgbImage::from_fn(width, height, pixel).save(folder.join(name)).unwrap();
 }
 
 fn small_tower() -> SiglipConfig {

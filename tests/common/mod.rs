@@ -4,6 +4,7 @@
 pub mod adapter;
 pub mod denoiser;
 pub mod driver;
+pub mod forward;
 pub mod operation;
 pub mod tensors;
 
@@ -15,6 +16,8 @@ use flux_fast::backend::Backend;
 use flux_fast::backend::Compute;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions};
 use flux_fast::op::Program;
+use flux_fast::pipeline::Engine;
+use flux_fast::pipeline::request::Request;
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
 use flux_fast::tensor::HostWeight;
@@ -237,4 +240,18 @@ pub fn in_own_process(test: &str) -> bool {
 
 pub fn path(dir: &tempfile::TempDir, name: &str) -> PathBuf {
     dir.path().join(name)
+}
+
+/// Limits the memory of `engine` to the least with which `request` can be planned, found to
+/// `exact` bytes, and returns it.
+pub fn limit_to_least(engine: &mut Engine, request: &Request, exact: u64) -> u64 {
+    // The largest budget with which nothing fits, and the smallest with which everything does.
+    let (mut low, mut high) = (0, engine.plan(request).unwrap().peak_bytes + (64 << 20));
+    while high - low > exact {
+        let middle = low.midpoint(high);
+        engine.limit_memory(middle).unwrap();
+        *(if engine.plan(request).is_ok() { &mut high } else { &mut low }) = middle;
+    }
+    engine.limit_memory(high).unwrap();
+    high
 }

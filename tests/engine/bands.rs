@@ -2,7 +2,7 @@
 //! do the same on the GPU backends.
 
 use crate::common::tensors::Tensors;
-use crate::common::{files, temp_dir};
+use crate::common::{files, limit_to_least, temp_dir};
 use flux_fast::backend::{Compute, Device};
 use flux_fast::error::Kind;
 use flux_fast::event::Phase;
@@ -34,24 +34,12 @@ fn bands(plan: &PlanReport) -> usize {
     plan.phase(Phase::Decode).unwrap().bands
 }
 
-/// The least budget with which `request` can be planned, to 64 KB.
-fn least(engine: &mut Engine, request: &Request) -> u64 {
-    // The largest budget with which nothing fits, and the smallest with which everything does.
-    let (mut low, mut high) = (0, engine.plan(request).unwrap().peak_bytes + (64 << 20));
-    while high - low > 1 << 16 {
-        let middle = low.midpoint(high);
-        engine.limit_memory(middle).unwrap();
-        *(if engine.plan(request).is_ok() { &mut high } else { &mut low }) = middle;
-    }
-    high
-}
-
 /// Draws with the least memory, with all of it, and with budgets in between, and compares.
 fn check(mut engine: Engine, request: &Request) {
     let want = engine.generate(request).unwrap().images.remove(0);
     let plan = engine.plan(request).unwrap();
     assert_eq!(bands(&plan), 0, "{plan}");
-    let high = least(&mut engine, request);
+    let high = limit_to_least(&mut engine, request, 1 << 16);
     let mut seen = Vec::new();
     for budget in [high, high + (plan.peak_bytes - high) / 3, high + (plan.peak_bytes - high) / 2] {
         engine.limit_memory(budget).unwrap();
@@ -99,8 +87,7 @@ fn a_number_that_is_not_finite_is_an_error_in_bands_too() {
         let path = model.write(dir.path().join("nan.safetensors"));
         let options = Options::default().device(Device::Cpu).compute(Compute::F32).no_cache(true);
         let mut engine = Engine::open(options.files(files(&path))).unwrap();
-        let budget = least(&mut engine, &request);
-        engine.limit_memory(budget).unwrap();
+        limit_to_least(&mut engine, &request, 1 << 16);
         let plan = engine.plan(&request).unwrap();
         // The encoder needs less than the decoder, and may fit in one piece.
         let bands = plan.phase(phase).unwrap().bands;

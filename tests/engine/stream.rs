@@ -15,7 +15,7 @@ use flux_fast::model::t5;
 use flux_fast::op::{Program, Step};
 use flux_fast::plan;
 use flux_fast::stream::{Holdings, Session, Tenancy};
-use flux_fast::tensor::{HostPart, HostWeight, Scale, Slot};
+use flux_fast::tensor::{HostWeight, Scale, Slot};
 
 use crate::memory::{ALIGN, Memory};
 
@@ -29,16 +29,7 @@ fn weights(program: &Program, salt: u64) -> Vec<HostWeight> {
                 (state >> 40) as u8
             })
             .collect();
-        let part = HostPart {
-            rotation: None,
-            source: Arc::new(bytes),
-            offset: 0,
-            rows: w.rows,
-            cols: w.cols,
-            dtype: DType::F8E4M3,
-            scale: Scale::One,
-        };
-        HostWeight { int8: None, rows: w.rows, cols: w.cols, parts: vec![part] }
+        HostWeight::whole(Arc::new(bytes), (w.rows, w.cols), DType::F8E4M3, Scale::One)
     };
     program.weights.iter().enumerate().map(make).collect()
 }

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use flux_fast::backend::cpu::CpuBackend;
-use flux_fast::backend::{Backend, Caps, Compute, Device, Layout, Place, Places, WeightKey};
+use flux_fast::backend::{Backend, Compute, Device, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
 use flux_fast::dtype::int8::{Int8, Rotation};
@@ -18,8 +18,9 @@ use flux_fast::error::Result;
 use flux_fast::op::{Linear, Op, Step, Use};
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{Options, Request};
-use flux_fast::tensor::{HostPart, HostWeight, Scale, Tensor, Weight};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Tensor};
 
+use crate::common::forward::forward;
 use crate::common::{cpu, psnr, relative_error};
 
 /// Rounds a row in place.
@@ -254,17 +255,7 @@ impl Changed {
 }
 
 impl Backend for Changed {
-    fn caps(&self) -> &Caps {
-        self.inner.caps()
-    }
-
-    fn weight_bytes(&self, weight: &HostWeight, how: Use) -> usize {
-        self.inner.weight_bytes(weight, how)
-    }
-
-    fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
-        self.inner.scratch_bytes(op, weight)
-    }
+    forward!(caps, weight_bytes, scratch_bytes, forget, write, read, sync);
 
     fn reserve(&mut self, layout: Layout, peak_bytes: u64) -> Result<()> {
         self.changed.clear();
@@ -277,10 +268,6 @@ impl Backend for Changed {
         self.inner.load(key, place, weight, how)
     }
 
-    fn forget(&mut self, key: WeightKey) -> Result<()> {
-        self.inner.forget(key)
-    }
-
     fn run(&mut self, step: &Step, places: &Places) -> Result<()> {
         let in_block = step.label.starts_with("double.") || step.label.starts_with("single.");
         match &step.op {
@@ -289,18 +276,6 @@ impl Backend for Changed {
             }
             _ => self.inner.run(step, places),
         }
-    }
-
-    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.inner.write(offset, bytes)
-    }
-
-    fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        self.inner.read(offset, bytes)
-    }
-
-    fn sync(&mut self) -> Result<()> {
-        self.inner.sync()
     }
 }
 
@@ -393,8 +368,8 @@ fn int8_is_no_less_exact_than_fp8_weights_and_activations() {
     assert!(of_int8.0 >= of_fp8.0 && of_int8.1 >= 27.0);
 }
 
-/// The kernels compute what the scheme says: their images differ by the rounding of attention and of
-/// the other products, which are in bf16 where the processor has it.
+/// Prints the tables of `docs/accuracy.md`:
+/// `cargo test --test models accuracy -- --ignored --nocapture`.
 #[test]
 #[ignore = "prints the tables of docs/accuracy.md; several minutes"]
 fn tables() {

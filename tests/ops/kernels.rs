@@ -15,9 +15,7 @@ use flux_fast::op::{
     Attention, Conv2d, ConvShape, Epilogue, GroupNorm, GroupStatistics, LayerNormModulate, Linear,
     Op, Side, Step,
 };
-use flux_fast::tensor::{
-    BlockScale, BlockScales, HostPart, HostWeight, Scale, Slot, Tensor, Weight,
-};
+use flux_fast::tensor::{BlockScale, BlockScales, HostWeight, Scale, Slot, Tensor, Weight};
 use serde_json::Value;
 
 #[derive(Default)]
@@ -52,12 +50,7 @@ impl Case {
             None if dtype.size() == 1 => Scale::Tensor(0.5),
             _ => Scale::One,
         };
-        self.weights.push(HostWeight {
-            int8: None,
-            rows,
-            cols,
-            parts: vec![HostPart { rotation: None, source, offset: 0, rows, cols, dtype, scale }],
-        });
+        self.weights.push(HostWeight::whole(source, (rows, cols), dtype, scale));
         Weight { id: self.weights.len() as u32 - 1, rows, cols }
     }
 

@@ -18,6 +18,7 @@ struct Range {
 // SAFETY: the caller of `map` guarantees that launches may use the memory from any thread until it
 // is unmapped.
 unsafe impl Send for Memory {}
+// SAFETY: as above.
 unsafe impl Sync for Memory {}
 
 impl Memory {

@@ -18,7 +18,7 @@ pub use request::RequestArgs;
 #[cfg(feature = "nats")]
 pub use server::{BrokerArgs, ClusterArgs, ClusterCommand, WorkerArgs};
 #[cfg(feature = "server")]
-pub use server::{LogFormat, RemoteArgs, ServeArgs};
+pub use server::{DrawingArgs, LogFormat, RemoteArgs, ServeArgs};
 
 const EXAMPLES: &str = "\
 Examples:

@@ -48,6 +48,13 @@ pub struct ServeArgs {
         allow_hyphen_values = true,
     )]
     pub max_queue: usize,
+    #[command(flatten)]
+    pub drawing: DrawingArgs,
+}
+
+/// What `serve` and `worker` have in common: the process that draws, its model, and the log.
+#[derive(Debug, Args)]
+pub struct DrawingArgs {
     /// How long a model stays in memory after its last job: a time such as 5m, 90s or 2h, 0, or
     /// forever
     #[arg(
@@ -130,21 +137,9 @@ pub struct BrokerArgs {
 #[derive(Debug, Args)]
 #[command(after_help = WORKER_HELP)]
 pub struct WorkerArgs {
-    #[command(flatten)]
-    pub cluster: BrokerArgs,
     /// The folder for files of the running job [default: a free one in the user's data folder]
     #[arg(long, value_name = "FOLDER")]
     pub data: Option<PathBuf>,
-    /// How long a model stays in memory after its last job: a time such as 5m, 90s or 2h, 0, or
-    /// forever
-    #[arg(
-        long,
-        value_name = "TIME",
-        value_parser = values::keep_alive,
-        default_value = "forever",
-        allow_hyphen_values = true,
-    )]
-    pub keep_alive: values::KeepAlive,
     /// Seconds that the running job may take after a signal before another worker gets it, 0 to
     /// 86400
     #[arg(
@@ -155,20 +150,8 @@ pub struct WorkerArgs {
         allow_hyphen_values = true,
     )]
     pub grace: u64,
-    /// How lines of the log on stderr are written
-    #[arg(long, value_name = "FORMAT", value_enum, default_value_t = LogFormat::Text)]
-    pub log_format: LogFormat,
-    /// Seconds without a sign of life after which the process that draws is replaced, 1 to 86400
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        value_parser = values::whole(1..=86_400u64),
-        default_value = "300",
-        allow_hyphen_values = true,
-    )]
-    pub hang_after: u64,
     #[command(flatten)]
-    pub engine: EngineArgs,
+    pub drawing: DrawingArgs,
 }
 
 #[cfg(feature = "nats")]

@@ -7,6 +7,7 @@ pub use config::ClipConfig;
 
 use crate::dtype::DType;
 use crate::model::config::TensorSpec;
+use crate::model::tower::{push_affine, push_layers};
 use crate::op::{Attention, Embed, Epilogue, LayerNorm, Linear, Program, Recorder};
 
 /// Encodes `batch` prompts of `positions` tokens each.
@@ -105,20 +106,7 @@ pub fn tensors(c: &ClipConfig) -> Vec<TensorSpec> {
         ("text_model.embeddings.token_embedding.weight".to_string(), vec![c.vocab, w]),
         ("text_model.embeddings.position_embedding.weight".to_string(), vec![c.positions, w]),
     ];
-    let mut pair = |name: String, shape: Vec<usize>| {
-        out.push((format!("{name}.bias"), vec![shape[0]]));
-        out.push((format!("{name}.weight"), shape));
-    };
-    for i in 0..c.layers {
-        let layer = format!("text_model.encoder.layers.{i}");
-        for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            pair(format!("{layer}.self_attn.{name}"), vec![w, w]);
-        }
-        pair(format!("{layer}.mlp.fc1"), vec![c.ff, w]);
-        pair(format!("{layer}.mlp.fc2"), vec![w, c.ff]);
-        pair(format!("{layer}.layer_norm1"), vec![w]);
-        pair(format!("{layer}.layer_norm2"), vec![w]);
-    }
-    pair("text_model.final_layer_norm".into(), vec![w]);
+    push_layers(&mut out, "text_model", c.layers, (w, c.ff));
+    push_affine(&mut out, "text_model.final_layer_norm", vec![w]);
     out
 }

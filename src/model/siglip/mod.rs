@@ -8,6 +8,7 @@ pub use config::SiglipConfig;
 
 use crate::dtype::DType;
 use crate::model::config::TensorSpec;
+use crate::model::tower::{push_affine, push_layers};
 use crate::op::{Attention, Embed, Epilogue, LayerNorm, Linear, Program, Recorder};
 use crate::tensor::{Tensor, View};
 
@@ -111,22 +112,9 @@ pub fn tensors(c: &SiglipConfig) -> Vec<TensorSpec> {
     let (w, p) = (c.width, c.patch);
     let positions = "vision_model.embeddings.position_embedding.weight".to_string();
     let mut out = vec![(positions, vec![c.tokens(), w])];
-    let mut pair = |name: String, shape: Vec<usize>| {
-        out.push((format!("{name}.bias"), vec![shape[0]]));
-        out.push((format!("{name}.weight"), shape));
-    };
-    pair("vision_model.embeddings.patch_embedding".into(), vec![w, 3, p, p]);
-    for i in 0..c.layers {
-        let layer = format!("vision_model.encoder.layers.{i}");
-        for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            pair(format!("{layer}.self_attn.{name}"), vec![w, w]);
-        }
-        pair(format!("{layer}.mlp.fc1"), vec![c.ff, w]);
-        pair(format!("{layer}.mlp.fc2"), vec![w, c.ff]);
-        pair(format!("{layer}.layer_norm1"), vec![w]);
-        pair(format!("{layer}.layer_norm2"), vec![w]);
-    }
-    pair("vision_model.post_layernorm".into(), vec![w]);
+    push_affine(&mut out, "vision_model.embeddings.patch_embedding", vec![w, 3, p, p]);
+    push_layers(&mut out, "vision_model", c.layers, (w, c.ff));
+    push_affine(&mut out, "vision_model.post_layernorm", vec![w]);
     out
 }
 

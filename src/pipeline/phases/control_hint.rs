@@ -2,7 +2,8 @@
 
 use super::image_encode::pieces;
 use super::{
-    Draft, GenerationPhase, Nets, PlannedProgram, SharedDevice, Values, Variant, check_finite,
+    Draft, GenerationPhase, Nets, PlannedProgram, SharedDevice, Values, Variant, run_once,
+    start_runs,
 };
 use crate::dtype::DType;
 use crate::error::Result;
@@ -10,7 +11,7 @@ use crate::event::Phase;
 use crate::model::flux1::control::{Condition, hint};
 use crate::pipeline::controlnets::Controlling;
 use crate::pipeline::model::Model;
-use crate::pipeline::progress::{Listener, Progress};
+use crate::pipeline::progress::Listener;
 
 /// Computes [`ControlValues::condition`](super::ControlValues::condition) of one ControlNet.
 pub struct ControlHint<'a> {
@@ -39,12 +40,8 @@ impl GenerationPhase for ControlHint<'_> {
         let record = move |control: &Controlling| {
             Variant::whole(hint(&control.net.network.config, height, width, activation), 1)
         };
-        vec![Draft {
-            phase: Phase::ImageEncode,
-            weights: self.reader().map_or(&self.model.vae.weights, |c| &c.net.network.weights),
-            optional: true,
-            variants: Box::new(self.reader().into_iter().map(record)),
-        }]
+        let weights = self.reader().map_or(&self.model.vae.weights, |c| &c.net.network.weights);
+        vec![Draft::optional(Phase::ImageEncode, weights, self.reader().into_iter().map(record))]
     }
 
     fn nets(&self) -> Nets<'_> {
@@ -63,18 +60,14 @@ impl GenerationPhase for ControlHint<'_> {
         on: Listener<'_>,
     ) -> Result<()> {
         let planned = &programs[0];
-        let program = &planned.program;
-        let mut progress = Progress::start(Phase::ImageEncode, 1, planned.plan.peak_bytes(), on)?;
+        let mut progress = start_runs(programs, on)?;
         let mut session = device.session(planned)?;
         let control = &mut values.controls[self.number];
         for (first, pixels) in pieces(&control.image, None) {
-            session.write_rows(program.input("pixels"), first, bytemuck::cast_slice(&pixels))?;
+            let bytes = bytemuck::cast_slice(&pixels);
+            session.write_rows(planned.program.input("pixels"), first, bytes)?;
         }
-        session.run(false, &mut |_, _| progress.poll())?;
-        let condition = session.read_f32(program.output("condition"))?;
-        check_finite(&condition, &mut session, planned)?;
-        session.finish()?;
-        control.condition = condition;
+        control.condition = run_once(session, planned, "condition", &mut |_, _| progress.poll())?;
         progress.advance()?;
         progress.end()
     }

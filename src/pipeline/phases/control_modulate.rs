@@ -2,7 +2,8 @@
 
 use super::modulate::{pooled_rows, timestep_rows};
 use super::{
-    Draft, GenerationPhase, Nets, PlannedProgram, SharedDevice, Values, Variant, check_finite,
+    Draft, GenerationPhase, Nets, PlannedProgram, SharedDevice, Values, Variant, run_once,
+    start_operations,
 };
 use crate::dtype::DType;
 use crate::error::Result;
@@ -10,7 +11,7 @@ use crate::event::Phase;
 use crate::model::flux1::control::modulate_control;
 use crate::pipeline::controlnets::Controlling;
 use crate::pipeline::model::Model;
-use crate::pipeline::progress::{Listener, Progress};
+use crate::pipeline::progress::Listener;
 
 /// Computes [`ControlValues::modulation`](super::ControlValues::modulation) of one ControlNet.
 pub struct ControlModulate<'a> {
@@ -36,12 +37,8 @@ impl GenerationPhase for ControlModulate<'_> {
         let record = move |control: &Controlling| {
             Variant::whole(modulate_control(&control.net.network.config, rows, activation), 1)
         };
-        vec![Draft {
-            phase: Phase::Modulate,
-            weights: self.control.map_or(&self.model.vae.weights, |c| &c.net.network.weights),
-            optional: true,
-            variants: Box::new(self.control.into_iter().map(record)),
-        }]
+        let weights = self.control.map_or(&self.model.vae.weights, |c| &c.net.network.weights);
+        vec![Draft::optional(Phase::Modulate, weights, self.control.into_iter().map(record))]
     }
 
     fn nets(&self) -> Nets<'_> {
@@ -65,8 +62,7 @@ impl GenerationPhase for ControlModulate<'_> {
             return Ok(());
         }
         let program = &planned.program;
-        let mut progress =
-            Progress::start(Phase::Modulate, program.steps.len(), planned.plan.peak_bytes(), on)?;
+        let mut progress = start_operations(programs, on)?;
         let mut session = device.session(planned)?;
         let timesteps = timestep_rows(&self.sigmas, 1);
         session.write_f32(program.input("timestep"), &timesteps)?;
@@ -78,11 +74,8 @@ impl GenerationPhase for ControlModulate<'_> {
         let one = program.input("pooled").cols;
         let pooled = pooled_rows(&values.text.pooled[..one], rows);
         session.write_f32(program.input("pooled"), &pooled)?;
-        session.run(false, &mut |_, _| progress.step())?;
-        let modulation = session.read_f32(program.output("modulation"))?;
-        check_finite(&modulation, &mut session, planned)?;
-        session.finish()?;
-        values.controls[self.number].modulation = modulation;
+        values.controls[self.number].modulation =
+            run_once(session, planned, "modulation", &mut |_, _| progress.step())?;
         progress.end()
     }
 }

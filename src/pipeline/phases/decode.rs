@@ -2,7 +2,7 @@
 
 use super::bands::{self, Bands};
 use super::{
-    Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, check_finite, peak_bytes,
+    Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, check_finite, start_runs,
 };
 use crate::dtype::DType;
 use crate::error::Result;
@@ -47,12 +47,7 @@ impl GenerationPhase for Decode<'_> {
             let program = vae::decode(&self.vae.config, height, width, activation);
             Variant::whole(program, self.shape.images)
         };
-        vec![Draft {
-            phase: Phase::Decode,
-            weights: &self.vae.weights,
-            optional: false,
-            variants: Box::new(std::iter::once_with(record)),
-        }]
+        vec![Draft::always(Phase::Decode, &self.vae.weights, record)]
     }
 
     fn small_drafts(&self, activation: DType) -> Vec<Draft<'_>> {
@@ -76,8 +71,7 @@ impl GenerationPhase for Decode<'_> {
     ) -> Result<()> {
         let factor = self.vae.config.factor();
         let (height, width) = (self.size().0 * factor, self.size().1 * factor);
-        let runs = programs.iter().map(|p| p.plan.runs).sum();
-        let mut progress = Progress::start(Phase::Decode, runs, peak_bytes(programs), on)?;
+        let mut progress = start_runs(programs, on)?;
         let latents = values.latents.chunks_exact(values.latents.len() / self.shape.images);
         let latents = latents.map(|tokens| self.latents.decoded(tokens));
         let mut image = |rgb| values.images.push(Image { width, height, rgb });

@@ -4,13 +4,14 @@ use super::preview::preview;
 use super::transformer::Transformer;
 use super::{
     Draft, GenerationPhase, Nets, PlannedProgram, SharedDevice, Values, Variant, not_finite,
+    start_runs,
 };
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::{Event, Phase};
 use crate::model::flux1::control::input_names;
 use crate::model::flux2::KEPT;
-use crate::pipeline::progress::{Listener, Progress};
+use crate::pipeline::progress::Listener;
 use crate::pipeline::request::Image;
 use crate::stream::Session;
 
@@ -84,17 +85,9 @@ impl Denoise<'_> {
 
 impl GenerationPhase for Denoise<'_> {
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
-        let record = move || Variant {
-            program: self.flux.denoise(activation),
-            runs: self.sigmas.len() - 1,
-            band: None,
-        };
-        vec![Draft {
-            phase: Phase::Denoise,
-            weights: self.flux.weights(),
-            optional: false,
-            variants: Box::new(std::iter::once_with(record)),
-        }]
+        let runs = self.sigmas.len() - 1;
+        let record = move || Variant::whole(self.flux.denoise(activation), runs);
+        vec![Draft::always(Phase::Denoise, self.flux.weights(), record)]
     }
 
     fn nets(&self) -> Nets<'_> {
@@ -125,7 +118,7 @@ impl GenerationPhase for Denoise<'_> {
         if steps == 0 {
             return Ok(());
         }
-        let mut progress = Progress::start(Phase::Denoise, steps, planned.plan.peak_bytes(), on)?;
+        let mut progress = start_runs(programs, on)?;
         let mut session = device.session(planned)?;
         let io = |name| planned.program.input(name);
         session.write_f32(io("text"), &self.context(&values.text.context))?;

@@ -27,6 +27,25 @@ pub struct Draft<'a> {
     pub variants: Box<dyn Iterator<Item = Variant> + 'a>,
 }
 
+impl<'a> Draft<'a> {
+    /// A program that every request needs, in one variant.
+    pub fn always(
+        phase: Phase,
+        weights: &'a ComponentWeights,
+        record: impl FnOnce() -> Variant + 'a,
+    ) -> Draft<'a> {
+        Draft { phase, weights, optional: false, variants: Box::new(std::iter::once_with(record)) }
+    }
+
+    /// A program that only some requests need; `variants` is empty for the others.
+    pub fn optional<I>(phase: Phase, weights: &'a ComponentWeights, variants: I) -> Draft<'a>
+    where
+        I: IntoIterator<Item = Variant, IntoIter: 'a>,
+    {
+        Draft { phase, weights, optional: true, variants: Box::new(variants.into_iter()) }
+    }
+}
+
 /// The networks that the programs of a phase run, where these are not parts of the model.
 #[derive(Default)]
 pub struct Nets<'a> {

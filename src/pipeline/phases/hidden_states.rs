@@ -1,13 +1,15 @@
 //! Prompts to hidden states of a language model, as FLUX.2 reads them.
 
 use super::text_encode::{WORTH_BYTES, beginning, check_ids, draft};
-use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, check_finite};
+use super::{
+    Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, run_once, start_operations,
+};
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::event::{Event, Phase};
+use crate::event::Event;
 use crate::model::{Qwen3Config, qwen3};
 use crate::pipeline::model::Network;
-use crate::pipeline::progress::{Listener, Progress};
+use crate::pipeline::progress::Listener;
 use crate::pipeline::text_cache::{Text, TextCache};
 use crate::pipeline::tokenizers::Ids;
 
@@ -74,8 +76,8 @@ impl GenerationPhase for HiddenStates<'_> {
         on: Listener<'_>,
     ) -> Result<()> {
         let [planned] = programs else { unreachable!("it is always planned") };
-        let (program, peak) = (&planned.program, planned.plan.peak_bytes());
-        let mut progress = Progress::start(Phase::TextEncode, program.steps.len(), peak, on)?;
+        let program = &planned.program;
+        let mut progress = start_operations(programs, on)?;
         if let Some(ids) = self.prompts.iter().find(|ids| !ids.cut.is_empty()) {
             progress.note(Event::warning(format!(
                 "the prompt is longer than the {} tokens of this model; it does not see the part \
@@ -97,10 +99,7 @@ impl GenerationPhase for HiddenStates<'_> {
         session.write_f32(program.input("tokens"), &self.tokens()?)?;
         let rope = qwen3::rope(&self.qwen3.config, self.length());
         session.write_f32(program.input("rope"), &rope)?;
-        session.run(false, &mut |_, _| progress.step())?;
-        let context = session.read_f32(program.output("text"))?;
-        check_finite(&context, &mut session, planned)?;
-        session.finish()?;
+        let context = run_once(session, planned, "text", &mut |_, _| progress.step())?;
         values.text = Text { context, pooled: Vec::new() };
         progress.end()?;
         if let Some(cache) = cache {

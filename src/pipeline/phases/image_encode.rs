@@ -2,7 +2,7 @@
 
 use super::bands::{self, Bands};
 use super::{
-    Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, check_finite, peak_bytes,
+    Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, run_once, start_runs,
 };
 use crate::dtype::DType;
 use crate::error::Result;
@@ -65,12 +65,7 @@ impl GenerationPhase for ImageEncode<'_> {
         let (height, width) = self.size();
         let record =
             move || Variant::whole(vae::encode(&self.vae.config, height, width, activation), 1);
-        vec![Draft {
-            phase: Phase::ImageEncode,
-            weights: &self.vae.weights,
-            optional: true,
-            variants: Box::new(self.work.map(|_| record()).into_iter()),
-        }]
+        vec![Draft::optional(Phase::ImageEncode, &self.vae.weights, self.work.map(|_| record()))]
     }
 
     fn small_drafts(&self, activation: DType) -> Vec<Draft<'_>> {
@@ -103,8 +98,7 @@ impl GenerationPhase for ImageEncode<'_> {
         };
         let Some(image) = image else { unreachable!("planned for a request with an image") };
         let planned = &programs[0];
-        let runs = programs.iter().map(|p| p.plan.runs).sum();
-        let mut progress = Progress::start(Phase::ImageEncode, runs, peak_bytes(programs), on)?;
+        let mut progress = start_runs(programs, on)?;
         let mut image = match planned.band {
             Some(_) => {
                 let half = self.half(planned.activation());
@@ -161,11 +155,8 @@ pub(super) fn encode(
         let bytes = bytemuck::cast_slice(&values);
         session.write_rows(planned.program.input("pixels"), first, bytes)?;
     }
-    session.run(false, &mut |_, _| progress.poll())?;
-    let tokens = session.read_f32(planned.program.output("latents"))?;
-    check_finite(&tokens, &mut session, planned)?;
+    let tokens = run_once(session, planned, "latents", &mut |_, _| progress.poll())?;
     progress.advance()?;
-    session.finish()?;
     Ok(tokens)
 }
 

@@ -21,6 +21,7 @@ mod planes;
 mod preview;
 mod reference_encode;
 mod reference_keys;
+mod run;
 mod style_encode;
 #[cfg(all(test, feature = "embedded"))]
 mod tests;
@@ -33,6 +34,7 @@ pub use flux1::{Flux1Inputs, flux1};
 pub use flux2::flux2;
 pub use image_encode::blacken;
 pub use keep::{KeptLatents, MaskSampling};
+pub use run::{check_finite, not_finite, peak_bytes, run_once, start_operations, start_runs};
 
 use super::loras::LoraSet;
 use super::open_device::OpenDevice;
@@ -42,7 +44,7 @@ use super::request::{Image, Mask};
 use super::text_cache::Text;
 use crate::backend::{Backend, Grain, Layout};
 use crate::dtype::DType;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::stream::{Session, Tenancy};
 
 /// One phase of a generation.
@@ -307,36 +309,4 @@ impl SharedDevice<'_> {
         let weights = planned.weights.clone();
         Ok(Session::new(backend, holdings, &planned.program, &planned.plan, weights, tenancy))
     }
-}
-
-/// The most device memory that one of `programs` needs, in bytes.
-pub fn peak_bytes(programs: &[PlannedProgram]) -> u64 {
-    programs.iter().map(|p| p.plan.peak_bytes()).max().unwrap_or(0)
-}
-
-/// Passes `values` only if all are finite; else runs the program again to name the first step that
-/// wrote another number.
-pub fn check_finite(values: &[f32], session: &mut Session, planned: &PlannedProgram) -> Result<()> {
-    if values.iter().all(|v| v.is_finite()) {
-        return Ok(());
-    }
-    Err(not_finite(session, planned)?)
-}
-
-/// The error for a run of `planned` that gave numbers which are not finite, with the first step
-/// that wrote one.
-pub fn not_finite(session: &mut Session, planned: &PlannedProgram) -> Result<Error> {
-    let program = &planned.program;
-    let place = match session.first_not_finite()? {
-        Some(label) => format!("{}: {label}", program.name),
-        None => program.name.clone(),
-    };
-    let e = Error::not_finite("the numbers are not finite, no image is written").at(place);
-    Ok(match program.weights.iter().any(|w| w.side.is_some()) {
-        true => e.try_("a smaller strength of the LoRAs, or no LoRA: they change these layers"),
-        false => e.try_(
-            "download the weights again if they may be damaged; if their type is too narrow for \
-             this model, use {compute=f32}",
-        ),
-    })
 }

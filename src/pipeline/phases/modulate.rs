@@ -1,11 +1,14 @@
 //! The shift, scale and gate vectors of every block for every step, in one pass.
 
 use super::transformer::Transformer;
-use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, check_finite};
+use super::{
+    Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, run_once,
+    start_operations,
+};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::Phase;
-use crate::pipeline::progress::{Listener, Progress};
+use crate::pipeline::progress::Listener;
 
 /// Computes [`Values::modulation`], from the pooled text embedding too if the transformer reads it.
 pub struct Modulate<'a> {
@@ -31,19 +34,11 @@ impl Modulate<'_> {
 
 impl GenerationPhase for Modulate<'_> {
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
-        let record = move || Variant {
-            // If the schedule has no step (strength 0), the program is planned for one step and is
-            // not run.
-            program: self.flux.modulate(self.rows().max(self.flux.modulation_rows()), activation),
-            runs: 1,
-            band: None,
-        };
-        vec![Draft {
-            phase: Phase::Modulate,
-            weights: self.flux.weights(),
-            optional: false,
-            variants: Box::new(std::iter::once_with(record)),
-        }]
+        // If the schedule has no step (strength 0), the program is planned for one step and is not
+        // run.
+        let rows = self.rows().max(self.flux.modulation_rows());
+        let record = move || Variant::whole(self.flux.modulate(rows, activation), 1);
+        vec![Draft::always(Phase::Modulate, self.flux.weights(), record)]
     }
 
     fn host_bytes(&self) -> u64 {
@@ -62,8 +57,7 @@ impl GenerationPhase for Modulate<'_> {
             return Ok(());
         }
         let program = &planned.program;
-        let mut progress =
-            Progress::start(Phase::Modulate, program.steps.len(), planned.plan.peak_bytes(), on)?;
+        let mut progress = start_operations(programs, on)?;
         let mut session = device.session(planned)?;
         let mut timesteps = timestep_rows(&self.sigmas, self.flux.modulation_rows());
         // References that are kept are images without noise.
@@ -77,10 +71,7 @@ impl GenerationPhase for Modulate<'_> {
             let pooled = pooled_rows(pooled, rows / self.flux.modulation_rows());
             session.write_f32(program.input("pooled"), &pooled)?;
         }
-        session.run(false, &mut |_, _| progress.step())?;
-        values.modulation = session.read_f32(program.output("modulation"))?;
-        check_finite(&values.modulation, &mut session, planned)?;
-        session.finish()?;
+        values.modulation = run_once(session, planned, "modulation", &mut |_, _| progress.step())?;
         progress.end()
     }
 }

@@ -2,14 +2,14 @@
 
 use super::bands;
 use super::image_encode::{encode, encode_in_bands};
-use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, peak_bytes};
+use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, start_runs};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::Phase;
 use crate::model::vae::Network as Half;
 use crate::model::{VaeConfig, vae};
 use crate::pipeline::model::{LatentScale, Network};
-use crate::pipeline::progress::{Listener, Progress};
+use crate::pipeline::progress::Listener;
 use crate::pipeline::request::MAX_REFERENCES;
 
 /// Encodes [`Values::reference_images`] to [`Values::references`]: each in one piece, or all in
@@ -43,13 +43,7 @@ impl GenerationPhase for ReferenceEncode<'_> {
             Variant::whole(vae::encode(&self.vae.config, height, width, activation), 1)
         };
         let draft = |grid: Option<&(usize, usize)>| {
-            let variant = grid.map(record);
-            Draft {
-                phase: Phase::ImageEncode,
-                weights: &self.vae.weights,
-                optional: true,
-                variants: Box::new(variant.into_iter()),
-            }
+            Draft::optional(Phase::ImageEncode, &self.vae.weights, grid.map(record))
         };
         (0..MAX_REFERENCES).map(|i| draft(self.grids.get(i))).collect()
     }
@@ -86,9 +80,7 @@ impl GenerationPhase for ReferenceEncode<'_> {
         values: &mut Values,
         on: Listener<'_>,
     ) -> Result<()> {
-        let peak = peak_bytes(programs);
-        let runs = programs.iter().map(|p| p.plan.runs).sum();
-        let mut progress = Progress::start(Phase::ImageEncode, runs, peak, on)?;
+        let mut progress = start_runs(programs, on)?;
         let per_image = programs.len() / self.grids.len();
         let images = values.reference_images.iter().zip(&self.grids);
         for (programs, (image, grid)) in programs.chunks_exact(per_image).zip(images) {

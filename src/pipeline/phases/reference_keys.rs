@@ -1,11 +1,14 @@
 //! Keys and values of reference images, for all steps.
 
 use super::transformer::Transformer;
-use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, not_finite};
+use super::{
+    Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, not_finite,
+    start_operations,
+};
 use crate::dtype::DType;
 use crate::error::Result;
 use crate::event::Phase;
-use crate::pipeline::progress::{Listener, Progress};
+use crate::pipeline::progress::Listener;
 
 /// Computes [`Values::reference_keys`] from [`Values::references`], for a transformer that keeps
 /// them ([`Transformer::keeps_references`]).
@@ -23,12 +26,8 @@ impl GenerationPhase for ReferenceKeys<'_> {
             Some(Variant::whole(program, 1))
         };
         let variant = std::iter::once_with(record).flatten();
-        vec![Draft {
-            phase: Phase::References,
-            weights: self.flux.weights(),
-            optional: true,
-            variants: Box::new(variant.take(usize::from(self.is_needed))),
-        }]
+        let variants = variant.take(usize::from(self.is_needed));
+        vec![Draft::optional(Phase::References, self.flux.weights(), variants)]
     }
 
     /// Keys and values, as if the device computed in f32.
@@ -45,11 +44,9 @@ impl GenerationPhase for ReferenceKeys<'_> {
     ) -> Result<()> {
         let planned = &programs[0];
         let program = &planned.program;
-        let steps = program.steps.len();
         let (_, rope) =
             self.flux.reference_keys(planned.activation()).expect("the program was recorded");
-        let mut progress =
-            Progress::start(Phase::References, steps, planned.plan.peak_bytes(), on)?;
+        let mut progress = start_operations(programs, on)?;
         let mut session = device.session(planned)?;
         session.write_f32(program.input("references"), &values.references)?;
         session.write_f32(program.input("rope"), &rope)?;

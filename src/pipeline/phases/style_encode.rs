@@ -37,17 +37,9 @@ impl<'a> StyleEncode<'a> {
         weights: impl Fn(&'a StyleNetworks) -> &'a ComponentWeights,
         record: impl Fn(&'a StyleNetworks) -> Program + 's,
     ) -> Draft<'s> {
-        let variant = move |networks| Variant {
-            program: record(networks),
-            runs: self.strengths.len(),
-            band: None,
-        };
-        Draft {
-            phase: Phase::StyleEncode,
-            weights: self.networks.map_or(self.others, weights),
-            optional: true,
-            variants: Box::new(self.networks.into_iter().map(variant)),
-        }
+        let variant = move |networks| Variant::whole(record(networks), self.strengths.len());
+        let weights = self.networks.map_or(self.others, weights);
+        Draft::optional(Phase::StyleEncode, weights, self.networks.into_iter().map(variant))
     }
 
     /// Everything that the tokens of `image` depend on.

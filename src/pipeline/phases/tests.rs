@@ -28,8 +28,7 @@ struct Invented<'a> {
 
 impl GenerationPhase for Invented<'_> {
     fn drafts(&self, activation: DType) -> Vec<Draft<'_>> {
-        let record =
-            move || Variant { program: (self.record)(self.model, activation), runs: 1, band: None };
+        let record = move || Variant::whole((self.record)(self.model, activation), 1);
         vec![Draft {
             phase: self.phase,
             weights: self.weights,

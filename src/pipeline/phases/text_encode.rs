@@ -1,6 +1,9 @@
 //! Prompts to embeddings: CLIP gives a pooled one, T5 one per token.
 
-use super::{Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, check_finite};
+use super::{
+    Draft, GenerationPhase, PlannedProgram, SharedDevice, Values, Variant, run_once,
+    start_operations,
+};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::event::{Event, Phase};
@@ -56,9 +59,7 @@ impl GenerationPhase for TextEncode<'_> {
         values: &mut Values,
         on: Listener<'_>,
     ) -> Result<()> {
-        let steps = programs.iter().map(|p| p.program.steps.len()).sum();
-        let peak = programs.iter().map(|p| p.plan.peak_bytes()).max().unwrap_or(0);
-        let mut progress = Progress::start(Phase::TextEncode, steps, peak, on)?;
+        let mut progress = start_operations(programs, on)?;
         let (clip_ids, t5_ids) = self.tokenise(&mut progress)?;
         let [clip, t5] = programs else { unreachable!("both are always planned") };
         let cache = (self.key.is_some() && t5.plan.weight_bytes >= WORTH_BYTES)
@@ -130,10 +131,7 @@ impl TextEncode<'_> {
         let config = &self.networks.clip.config;
         let mut session = device.session(planned)?;
         session.write_i32(planned.program.input("ids"), &flat(prompts))?;
-        session.run(false, &mut |_, _| progress.step())?;
-        let hidden = session.read_f32(planned.program.output("hidden"))?;
-        check_finite(&hidden, &mut session, planned)?;
-        session.finish()?;
+        let hidden = run_once(session, planned, "hidden", &mut |_, _| progress.step())?;
         let pooled = prompts.iter().enumerate().flat_map(|(i, ids)| {
             let row = i * config.positions + ids.real - 1;
             hidden[row * config.width..(row + 1) * config.width].to_vec()
@@ -153,11 +151,7 @@ impl TextEncode<'_> {
         let mut session = device.session(planned)?;
         session.write_i32(planned.program.input("ids"), &flat(prompts))?;
         session.write_i32(planned.program.input("buckets"), &buckets)?;
-        session.run(false, &mut |_, _| progress.step())?;
-        let context = session.read_f32(planned.program.output("text"))?;
-        check_finite(&context, &mut session, planned)?;
-        session.finish()?;
-        Ok(context)
+        run_once(session, planned, "text", &mut |_, _| progress.step())
     }
 }
 
@@ -166,13 +160,7 @@ pub(super) fn draft<'a>(
     weights: &'a ComponentWeights,
     record: impl FnOnce() -> Program + 'a,
 ) -> Draft<'a> {
-    let variant = move || Variant { program: record(), runs: 1, band: None };
-    Draft {
-        phase: Phase::TextEncode,
-        weights,
-        optional: false,
-        variants: Box::new(std::iter::once_with(variant)),
-    }
+    Draft::always(Phase::TextEncode, weights, move || Variant::whole(record(), 1))
 }
 
 /// The ids of all prompts, one after another.

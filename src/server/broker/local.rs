@@ -161,6 +161,8 @@ impl Writer {
 
     /// Makes a change that need not wait for the disk: it survives the end of the process, and may
     /// be lost if the machine loses power. The job then runs once more, and gives the same images.
+    /// With a write-ahead log the database stays whole, and the next job that is accepted, or any
+    /// other change that does wait, brings this one to the disk, too.
     fn without_sync<T>(
         &self,
         change: impl FnOnce(&Connection) -> rusqlite::Result<T>,

@@ -48,6 +48,24 @@ pub struct NewJob {
     pub alike: String,
 }
 
+impl NewJob {
+    /// For tests and simulations: a job of the normal lane that takes a second, without limits or an idempotency key.
+    #[cfg(any(test, feature = "nats"))]
+    pub fn new(id: impl Into<String>, owner: impl Into<String>, spec: JobSpec) -> NewJob {
+        NewJob {
+            id: id.into(),
+            owner: owner.into(),
+            spec,
+            lane: Lane::Normal,
+            cost: 1.0,
+            plan: None,
+            charge: Charge::default(),
+            idempotency: None,
+            alike: String::new(),
+        }
+    }
+}
+
 /// The result of a submission.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Submitted {

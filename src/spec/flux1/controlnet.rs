@@ -3,7 +3,7 @@
 //! Canonical are the names of XLabs, which are BFL's where the large transformer has them, too.
 
 use super::affine;
-use super::transformer::{block_tensors, diffusers_blocks};
+use super::blocks::{ALIASES, block_tensors, diffusers_blocks};
 use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Role};
 use crate::spec::names::{Dialect, Naming, Rename, Split};
 
@@ -86,16 +86,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             gguf: false,
         },
     ],
-    aliases: &[
-        (
-            "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.weight",
-            "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.scale",
-        ),
-        (
-            "single_blocks.{}.norm.{query_norm|key_norm}.weight",
-            "single_blocks.{}.norm.{query_norm|key_norm}.scale",
-        ),
-    ],
+    aliases: ALIASES,
     tables: &["controlnet_mode_embedder.weight"],
     quantised: &["double_blocks.", "single_blocks.", "controlnet_blocks.", "controlnet_single_"],
     facts: &[

@@ -4,6 +4,7 @@
 //! Hugging Face's for T5 and CLIP.
 
 pub(in crate::spec) mod autoencoder;
+pub(in crate::spec) mod blocks;
 mod clip;
 mod controlnet;
 mod lora;

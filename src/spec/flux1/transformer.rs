@@ -1,6 +1,7 @@
 //! FLUX.1's transformer.
 
 use super::affine;
+use super::blocks::{ALIASES, BLOCKS, GAINS, INT8, MARKERS, block_tensors, diffusers_blocks};
 use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Role, Variant};
 use crate::spec::lora::{LoraLayers, LoraSpelling, Rows};
 use crate::spec::names::{Dialect, Naming, Rename, Split};
@@ -28,11 +29,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     dialects: &[
         Dialect {
             name: "BFL",
-            markers: &[
-                "double_blocks.0.img_attn.qkv.weight",
-                "double_blocks.0.img_attn.proj.weight",
-                "single_blocks.0.linear1.weight",
-            ],
+            markers: MARKERS,
             requires: &[],
             naming: Naming::Canonical,
             gguf: false,
@@ -48,23 +45,9 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             gguf: false,
         },
     ],
-    // PyTorch's own RMSNorm, which newer versions of ComfyUI use, calls its gain `weight`.
-    aliases: &[
-        (
-            "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.weight",
-            "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.scale",
-        ),
-        (
-            "single_blocks.{}.norm.{query_norm|key_norm}.weight",
-            "single_blocks.{}.norm.{query_norm|key_norm}.scale",
-        ),
-    ],
-    quantised: &["double_blocks.", "single_blocks."],
-    int8: &[
-        "double_blocks.{}.{img_attn|txt_attn}.{qkv|proj}.weight",
-        "double_blocks.{}.{img_mlp|txt_mlp}.{0|2}.weight",
-        "single_blocks.{}.{linear1|linear2}.weight",
-    ],
+    aliases: ALIASES,
+    quantised: BLOCKS,
+    int8: INT8,
     facts: &[
         ("double blocks", Fact::Count("double_blocks.")),
         ("single blocks", Fact::Count("single_blocks.")),
@@ -92,158 +75,8 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     ..ComponentSpec::EMPTY
 };
 
-/// The tensors of embedders and blocks, and `more`.
-macro_rules! block_tensors {
-    ($($more:expr),* $(,)?) => {
-        &[
-            affine!("img_in"),
-            affine!("txt_in"),
-            affine!("time_in.{in_layer|out_layer}"),
-            affine!("vector_in.{in_layer|out_layer}"),
-            affine!("guidance_in.{in_layer|out_layer}"),
-            affine!("double_blocks.{}.{img_mod|txt_mod}.lin"),
-            affine!("double_blocks.{}.{img_attn|txt_attn}.{qkv|proj}"),
-            "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.scale",
-            affine!("double_blocks.{}.{img_mlp|txt_mlp}.{0|2}"),
-            affine!("single_blocks.{}.modulation.lin"),
-            affine!("single_blocks.{}.{linear1|linear2}"),
-            "single_blocks.{}.norm.{query_norm|key_norm}.scale",
-            $($more,)*
-        ]
-    };
-}
-pub(super) use block_tensors;
-
 const TENSORS: &[&str] =
     block_tensors![affine!("final_layer.linear"), affine!("final_layer.adaLN_modulation.1"),];
-
-/// diffusers' names of embedders and blocks, and `more`.
-macro_rules! diffusers_blocks {
-    ($($more:expr),* $(,)?) => {
-        &[
-            Rename::one(affine!("img_in"), &[affine!("x_embedder")]),
-            Rename::one(affine!("txt_in"), &[affine!("context_embedder")]),
-            Rename::one(
-                affine!("time_in.in_layer"),
-                &[affine!("time_text_embed.timestep_embedder.linear_1")],
-            ),
-            Rename::one(
-                affine!("time_in.out_layer"),
-                &[affine!("time_text_embed.timestep_embedder.linear_2")],
-            ),
-            Rename::one(
-                affine!("vector_in.in_layer"),
-                &[affine!("time_text_embed.text_embedder.linear_1")],
-            ),
-            Rename::one(
-                affine!("vector_in.out_layer"),
-                &[affine!("time_text_embed.text_embedder.linear_2")],
-            ),
-            Rename::one(
-                affine!("guidance_in.in_layer"),
-                &[affine!("time_text_embed.guidance_embedder.linear_1")],
-            ),
-            Rename::one(
-                affine!("guidance_in.out_layer"),
-                &[affine!("time_text_embed.guidance_embedder.linear_2")],
-            ),
-            Rename::one(
-                affine!("double_blocks.{}.img_mod.lin"),
-                &[affine!("transformer_blocks.{}.norm1.linear")],
-            ),
-            Rename::one(
-                affine!("double_blocks.{}.txt_mod.lin"),
-                &[affine!("transformer_blocks.{}.norm1_context.linear")],
-            ),
-            Rename::fused(
-                affine!("double_blocks.{}.img_attn.qkv"),
-                &[
-                    affine!("transformer_blocks.{}.attn.to_q"),
-                    affine!("transformer_blocks.{}.attn.to_k"),
-                    affine!("transformer_blocks.{}.attn.to_v"),
-                ],
-                Split::Equal,
-            ),
-            Rename::fused(
-                affine!("double_blocks.{}.txt_attn.qkv"),
-                &[
-                    affine!("transformer_blocks.{}.attn.add_q_proj"),
-                    affine!("transformer_blocks.{}.attn.add_k_proj"),
-                    affine!("transformer_blocks.{}.attn.add_v_proj"),
-                ],
-                Split::Equal,
-            ),
-            Rename::one(
-                "double_blocks.{}.img_attn.norm.query_norm.scale",
-                &["transformer_blocks.{}.attn.norm_q.weight"],
-            ),
-            Rename::one(
-                "double_blocks.{}.img_attn.norm.key_norm.scale",
-                &["transformer_blocks.{}.attn.norm_k.weight"],
-            ),
-            Rename::one(
-                "double_blocks.{}.txt_attn.norm.query_norm.scale",
-                &["transformer_blocks.{}.attn.norm_added_q.weight"],
-            ),
-            Rename::one(
-                "double_blocks.{}.txt_attn.norm.key_norm.scale",
-                &["transformer_blocks.{}.attn.norm_added_k.weight"],
-            ),
-            Rename::one(
-                affine!("double_blocks.{}.img_attn.proj"),
-                &[affine!("transformer_blocks.{}.attn.to_out.0")],
-            ),
-            Rename::one(
-                affine!("double_blocks.{}.txt_attn.proj"),
-                &[affine!("transformer_blocks.{}.attn.to_add_out")],
-            ),
-            Rename::one(
-                affine!("double_blocks.{}.img_mlp.0"),
-                &[affine!("transformer_blocks.{}.ff.net.0.proj")],
-            ),
-            Rename::one(
-                affine!("double_blocks.{}.img_mlp.2"),
-                &[affine!("transformer_blocks.{}.ff.net.2")],
-            ),
-            Rename::one(
-                affine!("double_blocks.{}.txt_mlp.0"),
-                &[affine!("transformer_blocks.{}.ff_context.net.0.proj")],
-            ),
-            Rename::one(
-                affine!("double_blocks.{}.txt_mlp.2"),
-                &[affine!("transformer_blocks.{}.ff_context.net.2")],
-            ),
-            Rename::one(
-                affine!("single_blocks.{}.modulation.lin"),
-                &[affine!("single_transformer_blocks.{}.norm.linear")],
-            ),
-            Rename::fused(
-                affine!("single_blocks.{}.linear1"),
-                &[
-                    affine!("single_transformer_blocks.{}.attn.to_q"),
-                    affine!("single_transformer_blocks.{}.attn.to_k"),
-                    affine!("single_transformer_blocks.{}.attn.to_v"),
-                    affine!("single_transformer_blocks.{}.proj_mlp"),
-                ],
-                Split::Square,
-            ),
-            Rename::one(
-                affine!("single_blocks.{}.linear2"),
-                &[affine!("single_transformer_blocks.{}.proj_out")],
-            ),
-            Rename::one(
-                "single_blocks.{}.norm.query_norm.scale",
-                &["single_transformer_blocks.{}.attn.norm_q.weight"],
-            ),
-            Rename::one(
-                "single_blocks.{}.norm.key_norm.scale",
-                &["single_transformer_blocks.{}.attn.norm_k.weight"],
-            ),
-            $($more,)*
-        ]
-    };
-}
-pub(super) use diffusers_blocks;
 
 const DIFFUSERS: &[Rename] = diffusers_blocks![
     Rename::one(affine!("final_layer.linear"), &[affine!("proj_out")]),
@@ -276,16 +109,6 @@ const LORA: &[&str] = &[
     "single_blocks.{}.linear2",
     "final_layer.linear",
     "final_layer.adaLN_modulation.1",
-];
-
-/// The gains of queries and keys.
-const GAINS: &[&str] = &[
-    "double_blocks.{}.img_attn.norm.query_norm.scale",
-    "double_blocks.{}.img_attn.norm.key_norm.scale",
-    "double_blocks.{}.txt_attn.norm.query_norm.scale",
-    "double_blocks.{}.txt_attn.norm.key_norm.scale",
-    "single_blocks.{}.norm.query_norm.scale",
-    "single_blocks.{}.norm.key_norm.scale",
 ];
 
 const DIFFSYNTH: &str = "DiffSynth-Studio";

@@ -1,6 +1,7 @@
 //! FLUX.2's transformer.
 
 use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Role, Variant};
+use crate::spec::flux1::blocks::{ALIASES, BLOCKS, GAINS, INT8, MARKERS, with_gains};
 use crate::spec::lora::{LoraLayers, LoraSpelling, Rows};
 use crate::spec::names::{Dialect, Naming, Rename, Split};
 
@@ -28,11 +29,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     dialects: &[
         Dialect {
             name: "BFL",
-            markers: &[
-                "double_blocks.0.img_attn.qkv.weight",
-                "double_blocks.0.img_attn.proj.weight",
-                "single_blocks.0.linear1.weight",
-            ],
+            markers: MARKERS,
             requires: &["single_stream_modulation."],
             naming: Naming::Canonical,
             gguf: false,
@@ -48,23 +45,9 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             gguf: false,
         },
     ],
-    // PyTorch's own RMSNorm, which newer versions of ComfyUI use, calls its gain `weight`.
-    aliases: &[
-        (
-            "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.weight",
-            "double_blocks.{}.{img_attn|txt_attn}.norm.{query_norm|key_norm}.scale",
-        ),
-        (
-            "single_blocks.{}.norm.{query_norm|key_norm}.weight",
-            "single_blocks.{}.norm.{query_norm|key_norm}.scale",
-        ),
-    ],
-    quantised: &["double_blocks.", "single_blocks."],
-    int8: &[
-        "double_blocks.{}.{img_attn|txt_attn}.{qkv|proj}.weight",
-        "double_blocks.{}.{img_mlp|txt_mlp}.{0|2}.weight",
-        "single_blocks.{}.{linear1|linear2}.weight",
-    ],
+    aliases: ALIASES,
+    quantised: BLOCKS,
+    int8: INT8,
     facts: &[
         ("double blocks", Fact::Count("double_blocks.")),
         ("single blocks", Fact::Count("single_blocks.")),
@@ -105,7 +88,7 @@ const TENSORS: &[&str] = &[
     "final_layer.adaLN_modulation.1.weight",
 ];
 
-const DIFFUSERS: &[Rename] = &[
+const DIFFUSERS: &[Rename] = with_gains![
     Rename::one("img_in.weight", &["x_embedder.weight"]),
     Rename::one("txt_in.weight", &["context_embedder.weight"]),
     Rename::one(
@@ -148,22 +131,6 @@ const DIFFUSERS: &[Rename] = &[
         Split::Equal,
     ),
     Rename::one(
-        "double_blocks.{}.img_attn.norm.query_norm.scale",
-        &["transformer_blocks.{}.attn.norm_q.weight"],
-    ),
-    Rename::one(
-        "double_blocks.{}.img_attn.norm.key_norm.scale",
-        &["transformer_blocks.{}.attn.norm_k.weight"],
-    ),
-    Rename::one(
-        "double_blocks.{}.txt_attn.norm.query_norm.scale",
-        &["transformer_blocks.{}.attn.norm_added_q.weight"],
-    ),
-    Rename::one(
-        "double_blocks.{}.txt_attn.norm.key_norm.scale",
-        &["transformer_blocks.{}.attn.norm_added_k.weight"],
-    ),
-    Rename::one(
         "double_blocks.{}.img_attn.proj.weight",
         &["transformer_blocks.{}.attn.to_out.0.weight"],
     ),
@@ -195,14 +162,6 @@ const DIFFUSERS: &[Rename] = &[
         "single_blocks.{}.linear2.weight",
         &["single_transformer_blocks.{}.attn.to_out.weight"],
     ),
-    Rename::one(
-        "single_blocks.{}.norm.query_norm.scale",
-        &["single_transformer_blocks.{}.attn.norm_q.weight"],
-    ),
-    Rename::one(
-        "single_blocks.{}.norm.key_norm.scale",
-        &["single_transformer_blocks.{}.attn.norm_k.weight"],
-    ),
     Rename::one("final_layer.linear.weight", &["proj_out.weight"]),
     // diffusers stores (scale, shift), BFL (shift, scale).
     Rename::one("final_layer.adaLN_modulation.1.weight", &["norm_out.linear.weight"]).swapped(),
@@ -231,16 +190,6 @@ const LORA: &[&str] = &[
     "single_blocks.{}.linear2",
     "final_layer.linear",
     "final_layer.adaLN_modulation.1",
-];
-
-/// The gains of queries and keys.
-const GAINS: &[&str] = &[
-    "double_blocks.{}.img_attn.norm.query_norm.scale",
-    "double_blocks.{}.img_attn.norm.key_norm.scale",
-    "double_blocks.{}.txt_attn.norm.query_norm.scale",
-    "double_blocks.{}.txt_attn.norm.key_norm.scale",
-    "single_blocks.{}.norm.query_norm.scale",
-    "single_blocks.{}.norm.key_norm.scale",
 ];
 
 /// Spellings that are not a dialect of the weights.

@@ -1,7 +1,7 @@
 //! Much at a time, and kills at random moments. These take minutes, so they run only when they are
 //! asked for: `cargo test --test cli -- --ignored --nocapture --test-threads 1 load`.
 //! `FLUX_FAST_TEST_ROUNDS` is the number of kills of each kind (SIGKILL and SIGTERM of the server and
-//! of its worker).
+//! of its worker; 50).
 #![cfg(unix)]
 
 use std::collections::HashMap;
@@ -33,6 +33,7 @@ impl Random {
     }
 }
 
+/// `cargo test --test cli -- --ignored --nocapture load_a_thousand`
 #[test]
 #[ignore = "takes minutes"]
 fn load_a_thousand_connections_at_a_time_all_get_their_image() {
@@ -72,6 +73,7 @@ fn load_a_thousand_connections_at_a_time_all_get_their_image() {
     assert_eq!(server.workers().len(), 0, "a quiet server says nothing of its workers");
 }
 
+/// `cargo test --test cli -- --ignored --nocapture load_kills`
 #[test]
 #[ignore = "takes minutes"]
 fn load_kills_at_random_moments_lose_no_accepted_job() {
@@ -197,6 +199,7 @@ fn kill_at_random_moments(rounds: u64) {
     assert!(failed.len() as u64 <= rounds, "{}", failed.len());
 }
 
+/// `cargo test --test cli -- --ignored --nocapture load_memory`
 #[test]
 #[ignore = "takes minutes"]
 fn load_memory_does_not_grow_with_the_number_of_jobs() {

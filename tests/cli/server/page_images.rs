@@ -7,6 +7,17 @@ use serde_json::json;
 use super::page::{Tab, in_browser, jobs};
 use super::{Server, conditions, drawn_by_command, masks, references};
 
+/// Chooses the image to start from.
+async fn start_from(tab: &Tab, path: &str) {
+    tab.find("#file").await.send_keys(path).await.unwrap();
+    tab.click("#start-from").await;
+}
+
+/// The image of the newest job.
+fn newest(server: &Server) -> Vec<u8> {
+    server.image(jobs(server)[0]["id"].as_str().unwrap())
+}
+
 #[test]
 fn reference_images_are_added_sent_and_kept() {
     in_browser(async |driver| {
@@ -40,15 +51,14 @@ fn reference_images_are_added_sent_and_kept() {
             folder.path(),
             &[&options[..], &[model.to_str().unwrap()], &files].concat(),
         );
-        assert!(server.image(job["id"].as_str().unwrap()) == drawn);
+        assert!(newest(&server) == drawn);
         // Another visit draws it again, without the files being chosen again.
         tab.click(".ref button").await;
         tab.client.refresh().await.unwrap();
         tab.thumbs(1).await;
         tab.click("#again").await;
         tab.thumbs(2).await;
-        let again = jobs(&server).remove(0);
-        assert!(server.image(again["id"].as_str().unwrap()) == drawn);
+        assert!(newest(&server) == drawn);
         tab.client.close().await.unwrap();
     });
 }
@@ -82,8 +92,7 @@ fn a_mask_is_painted_sent_and_kept() {
             if width < 500 {
                 tab.click(".settings > summary").await;
             }
-            tab.find("#file").await.send_keys(&pictures.path("photo")).await.unwrap();
-            tab.click("#start-from").await;
+            start_from(&tab, &pictures.path("photo")).await;
             tab.click(".part > summary").await;
             // The message at the edge goes away.
             tab.until("!document.querySelector('.toast')").await;
@@ -153,8 +162,7 @@ fn a_mask_is_painted_sent_and_kept() {
             tab.thumbs(1).await;
             tab.click("#again").await;
             tab.thumbs(2).await;
-            let again = jobs(&server).remove(0);
-            assert!(server.image(again["id"].as_str().unwrap()) == drawn);
+            assert!(newest(&server) == drawn);
             tab.click("#copy").await;
             tab.until("document.querySelectorAll('#copy-dialog textarea').length === 3").await;
             let text = tab.eval("document.querySelector('#copy-dialog textarea').value").await;
@@ -173,8 +181,7 @@ fn margins_and_transparent_pixels_are_painted() {
         let server = Server::start(&folder.path().join("data"), &[]);
         let tab = Tab::open(&driver, &server, 1280, true).await;
         tab.fill("#steps", "2").await;
-        tab.find("#file").await.send_keys(&pictures.path("photo")).await.unwrap();
-        tab.click("#start-from").await;
+        start_from(&tab, &pictures.path("photo")).await;
         tab.click(".part > summary").await;
         tab.fill("#add-left", "32").await;
         // Nothing of the margins is there to start from.
@@ -191,14 +198,11 @@ fn margins_and_transparent_pixels_are_painted() {
         );
         tab.fill("#add-left", "").await;
         tab.until("document.querySelector('.shapes')").await;
-        tab.find("#file").await.send_keys(&pictures.path("clear")).await.unwrap();
-        tab.click("#start-from").await;
+        start_from(&tab, &pictures.path("clear")).await;
         tab.until("document.querySelector('.veil')").await;
         tab.draw().await;
         tab.thumbs(2).await;
-        let job = jobs(&server).remove(0);
-        let image = server.image(job["id"].as_str().unwrap());
-        let found = image::load_from_memory(&image).unwrap().to_rgb8();
+        let found = image::load_from_memory(&newest(&server)).unwrap().to_rgb8();
         let clear = image::open(pictures.path("clear")).unwrap().to_rgba8();
         for (x, y, pixel) in clear.enumerate_pixels().filter(|(.., pixel)| pixel.0[3] == 255) {
             assert_eq!(pixel.0[..3], found.get_pixel(x, y).0, "{x}, {y}");
@@ -236,7 +240,7 @@ fn a_control_image_is_sent_to_the_model_that_needs_one() {
             folder.path(),
             &[&options[..], &["--control", &photo, "--model", model]].concat(),
         );
-        assert!(server.image(job["id"].as_str().unwrap()) == drawn);
+        assert!(newest(&server) == drawn);
         tab.client.close().await.unwrap();
     });
 }

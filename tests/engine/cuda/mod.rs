@@ -9,18 +9,19 @@ use std::sync::Arc;
 
 use crate::common::denoiser::Denoiser;
 use crate::common::driver;
+use crate::common::forward::forward;
 use crate::common::{cpu, relative_error};
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
-use flux_fast::backend::{Backend, Caps, Compute, Layout, Place, Places, Run, WeightKey};
+use flux_fast::backend::{Backend, Compute, Layout, Place, Places, Run, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::error::{Kind, Result};
 use flux_fast::model::T5Config;
 use flux_fast::model::t5;
-use flux_fast::op::{Op, Step, Use};
+use flux_fast::op::{Step, Use};
 use flux_fast::plan;
 use flux_fast::spec::flux1::TRANSFORMER;
 use flux_fast::stream::{Holdings, Session, Tenancy};
-use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale, Weight};
+use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale};
 
 /// A backend that records every possible run as a graph, even though interpreted kernels take long.
 fn gpu(pinned_bytes: u64) -> CudaBackend {
@@ -271,17 +272,7 @@ struct Counting {
 }
 
 impl Backend for Counting {
-    fn caps(&self) -> &Caps {
-        self.inner.caps()
-    }
-
-    fn weight_bytes(&self, weight: &HostWeight, how: Use) -> usize {
-        self.inner.weight_bytes(weight, how)
-    }
-
-    fn scratch_bytes<'w>(&self, op: &Op, weight: &dyn Fn(Weight) -> &'w HostWeight) -> usize {
-        self.inner.scratch_bytes(op, weight)
-    }
+    forward!(caps, weight_bytes, scratch_bytes, forget, write, read, sync);
 
     fn reserve(&mut self, layout: Layout, peak_bytes: u64) -> Result<()> {
         self.inner.reserve(layout, peak_bytes)
@@ -289,10 +280,6 @@ impl Backend for Counting {
 
     fn load(&mut self, key: WeightKey, place: Place, weight: &HostWeight, how: Use) -> Result<()> {
         self.inner.load(key, place, weight, how)
-    }
-
-    fn forget(&mut self, key: WeightKey) -> Result<()> {
-        self.inner.forget(key)
     }
 
     fn begin(&mut self, run: Option<Run>) -> Result<bool> {
@@ -308,18 +295,6 @@ impl Backend for Counting {
 
     fn end(&mut self) -> Result<bool> {
         self.inner.end()
-    }
-
-    fn write(&mut self, offset: usize, bytes: &[u8]) -> Result<()> {
-        self.inner.write(offset, bytes)
-    }
-
-    fn read(&mut self, offset: usize, bytes: &mut [u8]) -> Result<()> {
-        self.inner.read(offset, bytes)
-    }
-
-    fn sync(&mut self) -> Result<()> {
-        self.inner.sync()
     }
 }
 
@@ -347,16 +322,7 @@ fn a_text_encoder_is_replayed_with_other_token_ids() {
         let mut bytes = Vec::new();
         (0..w.rows * w.cols).for_each(|i| DType::BF16.encode(value(i), &mut bytes));
         let (rows, cols) = (w.rows, w.cols);
-        let part = HostPart {
-            rotation: None,
-            source: Arc::new(bytes),
-            offset: 0,
-            rows,
-            cols,
-            dtype: DType::BF16,
-            scale: Scale::One,
-        };
-        HostWeight { int8: None, rows, cols, parts: vec![part] }
+        HostWeight::whole(Arc::new(bytes), (rows, cols), DType::BF16, Scale::One)
     });
     let weights: Vec<HostWeight> = weights.collect();
     let bytes = |b: &CudaBackend| -> Vec<usize> {

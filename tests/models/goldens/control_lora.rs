@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{f32_on, plain, same_picture};
-use crate::common::{Golden, adapter, files, relative_error};
+use crate::common::{Golden, adapter, files, limit_to_least, relative_error};
 use flux_fast::backend::Device;
 use flux_fast::error::Kind;
 use flux_fast::pipeline::Engine;
@@ -116,13 +116,7 @@ fn a_streamed_control_lora_equals_a_resident_one() {
     let mut engine = Engine::open(options.files(files(&written.path))).unwrap();
     let request = request(&golden).control(picture(&golden)).lora(depth_lora(dir.path()), 1.0);
     let want = engine.generate(&request).unwrap().latents;
-    let (mut low, mut high) = (0, engine.plan(&request).unwrap().peak_bytes + (64 << 20));
-    while high - low > 1 << 14 {
-        let middle = low.midpoint(high);
-        engine.limit_memory(middle).unwrap();
-        *(if engine.plan(&request).is_ok() { &mut high } else { &mut low }) = middle;
-    }
-    engine.limit_memory(high).unwrap();
+    limit_to_least(&mut engine, &request, 1 << 14);
     let plan = engine.plan(&request).unwrap();
     assert!(plan.phases.iter().any(|p| p.streamed_bytes_per_run > 0), "{plan}");
     assert!(engine.generate(&request).unwrap().latents == want);

@@ -13,7 +13,7 @@ use flux_fast::weights::synth::{Dialect, Grid, Storage};
 
 use super::klein::{MODELS, Written, plain, request};
 use super::{close, f32_on, f32_options, files, same_picture};
-use crate::common::{Golden, adapter, relative_error, temp_dir};
+use crate::common::{Golden, adapter, limit_to_least, relative_error, temp_dir};
 
 /// The golden's model under a name that says what it is.
 fn kept(golden: &Golden) -> Written {
@@ -87,13 +87,7 @@ fn kept_references_under_a_small_budget_give_the_same_bits() {
     let plan = engine.plan(&request).unwrap();
     let phases: Vec<_> = plan.phases.iter().map(|p| p.phase).collect();
     assert_eq!(phases.iter().filter(|p| **p == "references").count(), 1, "{phases:?}");
-    let (mut low, mut high) = (0, plan.peak_bytes + (64 << 20));
-    while high - low > 1 << 16 {
-        let middle = low.midpoint(high);
-        engine.limit_memory(middle).unwrap();
-        *(if engine.plan(&request).is_ok() { &mut high } else { &mut low }) = middle;
-    }
-    engine.limit_memory(high).unwrap();
+    limit_to_least(&mut engine, &request, 1 << 16);
     let plan = engine.plan(&request).unwrap();
     let is_small = plan.phases.iter().any(|p| p.streamed_bytes_per_run > 0 || p.bands > 0);
     assert!(is_small, "{plan}");

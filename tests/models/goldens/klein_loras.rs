@@ -15,7 +15,7 @@ use flux_fast::op::{Program, WeightSpec};
 use flux_fast::pipeline::loras::{LoraSet, open};
 use flux_fast::pipeline::request::LoraChoice;
 use flux_fast::spec::flux2::{FLUX2, TRANSFORMER};
-use flux_fast::tensor::{HostPart, HostWeight, Scale};
+use flux_fast::tensor::{HostWeight, Scale};
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
 
 use super::adapters::made::{Numbers, product, write};
@@ -188,8 +188,7 @@ fn the_last_modulation_of_flux2_is_changed_as_its_names_say() {
             let bytes = sums.flat_map(|(w, d)| ((f64::from(w) + d) as f32).to_le_bytes());
             let source = Arc::new(bytes.collect::<Vec<u8>>());
             let (dtype, scale) = (DType::F32, Scale::One);
-            let part = HostPart { source, offset: 0, rows, cols, dtype, scale, rotation: None };
-            HostWeight { rows, cols, parts: vec![part], int8: None }
+            HostWeight::whole(source, (rows, cols), dtype, scale)
         };
         let changed = program.weights.iter().map(of).collect();
         (program, changed)

@@ -3,7 +3,7 @@
 
 use super::f32_options;
 use super::klein::{MODELS, plain, request};
-use crate::common::Golden;
+use crate::common::{Golden, limit_to_least};
 use flux_fast::error::Kind;
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{Image, Request};
@@ -26,13 +26,7 @@ fn references_in_bands_give_the_same_latents() {
     };
     let want = engine.generate(&base).unwrap().latents;
     assert_eq!(bands(&engine), 0);
-    let (mut low, mut high) = (0, engine.plan(&base).unwrap().peak_bytes + (64 << 20));
-    while high - low > 1 << 16 {
-        let middle = low.midpoint(high);
-        engine.limit_memory(middle).unwrap();
-        *(if engine.plan(&base).is_ok() { &mut high } else { &mut low }) = middle;
-    }
-    engine.limit_memory(high).unwrap();
+    limit_to_least(&mut engine, &base, 1 << 16);
     assert!(bands(&engine) > 0, "{}", engine.plan(&base).unwrap());
     assert!(engine.generate(&base).unwrap().latents == want);
 }

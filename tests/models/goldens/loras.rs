@@ -17,7 +17,7 @@ use flux_fast::pipeline::loras::{LoraSet, Strengths, open};
 use flux_fast::pipeline::request::LoraChoice;
 use flux_fast::spec::Component;
 use flux_fast::spec::flux1::{CLIP, FLUX1, T5, TRANSFORMER};
-use flux_fast::tensor::{HostPart, HostWeight, Scale};
+use flux_fast::tensor::{HostWeight, Scale};
 use flux_fast::weights::synth::{Dialect, Grid, Storage};
 
 use super::{Geometry, Written, devices, plain};
@@ -293,16 +293,7 @@ fn a_lora_with_blocks_equals_a_lora_with_their_values() {
                 false => {
                     let bytes: Vec<u8> = w.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect();
                     let (rows, cols) = (w.rows, w.cols);
-                    let part = HostPart {
-                        rotation: None,
-                        source: Arc::new(bytes),
-                        offset: 0,
-                        rows,
-                        cols,
-                        dtype: DType::F32,
-                        scale: Scale::One,
-                    };
-                    HostWeight { int8: None, rows, cols, parts: vec![part] }
+                    HostWeight::whole(Arc::new(bytes), (rows, cols), DType::F32, Scale::One)
                 }
             });
             let values: Vec<HostWeight> = values.collect();

@@ -10,7 +10,7 @@ use flux_fast::library::convert::{Target, convert};
 use flux_fast::library::open_only;
 use flux_fast::model::{Qwen3Config, qwen3};
 use flux_fast::spec::flux2::QWEN3;
-use flux_fast::tensor::{HostPart, HostWeight, Scale};
+use flux_fast::tensor::{HostWeight, Scale};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
 
@@ -51,12 +51,7 @@ fn values(weight: &HostWeight) -> HostWeight {
     let bytes: Vec<u8> = weight.to_f32().iter().flat_map(|v| v.to_le_bytes()).collect();
     let (rows, cols) = (weight.rows, weight.cols);
     let (source, dtype, scale) = (Arc::new(bytes), DType::F32, Scale::One);
-    HostWeight {
-        int8: None,
-        rows,
-        cols,
-        parts: vec![HostPart { rotation: None, source, offset: 0, rows, cols, dtype, scale }],
-    }
+    HostWeight::whole(source, (rows, cols), dtype, scale)
 }
 
 /// Opens the file, checks the type of a matrix, and compares the hidden states on every device with

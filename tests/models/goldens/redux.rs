@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use super::{Written, close, devices, f32_on, plain, same_picture};
-use crate::common::{Golden, Input, adapter, files, relative_error, resolve, run};
+use crate::common::{Golden, Input, adapter, files, limit_to_least, relative_error, resolve, run};
 use flux_fast::backend::Device;
 use flux_fast::dtype::DType;
 use flux_fast::error::{Error, Kind};
@@ -214,13 +214,7 @@ fn streamed_styles_equal_resident_ones() {
         plan.phases.iter().find(|p| p.phase == "denoise").unwrap().arena_bytes
     };
     assert!(denoise(&plan) > denoise(&bare));
-    let (mut low, mut high) = (0, plan.peak_bytes + (64 << 20));
-    while high - low > 1 << 14 {
-        let middle = low.midpoint(high);
-        engine.limit_memory(middle).unwrap();
-        *(if engine.plan(&request).is_ok() { &mut high } else { &mut low }) = middle;
-    }
-    engine.limit_memory(high).unwrap();
+    limit_to_least(&mut engine, &request, 1 << 14);
     let plan = engine.plan(&request).unwrap();
     assert!(plan.phases.iter().any(|p| p.streamed_bytes_per_run > 0), "{plan}");
     assert!(engine.generate(&request).unwrap().latents == want);

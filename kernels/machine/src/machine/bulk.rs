@@ -163,11 +163,9 @@ impl Env<'_> {
             let o = (address & (u64::MAX >> 4)) as usize;
             self.place.params.get(o..o + 128).and_then(|b| b.try_into().ok())
         } else {
+            let found = self.place.memory.find(address, 128);
             // SAFETY: `find` has checked the bytes.
-            self.place
-                .memory
-                .find(address, 128)
-                .map(|p| unsafe { (p as *const [u8; 128]).read_unaligned() })
+            found.map(|p| unsafe { (p as *const [u8; 128]).read_unaligned() })
         };
         let Some(map) = bytes.as_ref().and_then(TensorMap::decode) else {
             return self

@@ -27,6 +27,8 @@
 //! Every sum runs over k in order within a block, and over the blocks in order, for any division
 //! into tasks: results do not depend on the number of threads.
 
+mod blocks;
+mod columns;
 pub mod dot;
 pub mod finish;
 pub mod integers;
@@ -37,6 +39,7 @@ mod kernel_avx512;
 #[cfg(target_arch = "x86_64")]
 mod kernel_avx512bf16;
 mod kernel_portable;
+mod panels;
 pub mod rows;
 #[cfg(test)]
 pub mod testing;
@@ -47,8 +50,13 @@ use rayon::prelude::*;
 
 use super::isa::Isa;
 use super::matrix::{In, Out};
+use blocks::{Blocks, KBlock};
 use finish::{Finish, Tail};
+use panels::{Cache, fetch, pack_w, pack_x};
 use rows::{Expanded, Row, WeightRows};
+
+pub use blocks::{KC, NC};
+pub use columns::Columns;
 
 #[cfg(target_arch = "x86_64")]
 pub use kernel_avx2::AVX2;
@@ -87,82 +95,8 @@ pub struct Micro {
 
 /// The largest `mr` and `nr`.
 pub const MAX_LANES: usize = 32;
-/// Words of k in a block.
-pub const KC: usize = 192;
-/// Maximum number of rows of w in a task. Arrays on the stack have this size.
-pub const NC: usize = 256;
-/// Maximum number of rows of x that are packed at once.
-const ROWS: usize = 1540;
 /// The largest number of rows of x for which w is read unpacked.
 pub const FEW: usize = 8;
-
-/// How a product is divided: a function of its shape, the kernel and the number of threads.
-#[derive(Debug, Clone, Copy)]
-struct Blocks {
-    /// Blocks of k.
-    k_blocks: usize,
-    /// Row panels of x that are packed at once.
-    panels: usize,
-    /// Row panels of x and rows of w in a task.
-    task_panels: usize,
-    nc: usize,
-    /// The number of blocks of k of a side, 0 without one.
-    side_blocks: usize,
-    /// Words of the packed x, without and with the packed t of a side behind it.
-    x_words: usize,
-    packed_words: usize,
-    /// Words of the packed w and the sums of one thread.
-    w_words: usize,
-    c_words: usize,
-}
-
-impl Blocks {
-    fn new(micro: &Micro, rows: usize, k: usize, side: usize, n: usize, threads: usize) -> Blocks {
-        let words = k.div_ceil(micro.per_word);
-        let k_blocks = words.div_ceil(KC).max(1);
-        let side_words = side.div_ceil(micro.per_word);
-        let side_blocks = side_words.div_ceil(KC);
-        let all_panels = rows.div_ceil(micro.mr);
-        let passes = rows.div_ceil(ROWS).max(1);
-        let panels = all_panels.div_ceil(passes);
-        // Use enough tasks that threads finish at about the same time: first narrower tasks, then
-        // shorter ones (each of which packs w again), as long as packing is little work compared
-        // with the arithmetic.
-        let tasks =
-            |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
-        let (mut nc, mut task_panels) = (NC, panels);
-        let want = if threads == 1 { 1 } else { 4 * threads };
-        while tasks(nc, task_panels) < want && nc > 4 * micro.nr {
-            nc /= 2;
-        }
-        while tasks(nc, task_panels) < want && task_panels * micro.mr > 128 {
-            task_panels = task_panels.div_ceil(2);
-        }
-        while tasks(nc, task_panels) < want && nc > micro.nr {
-            nc = (nc / 2).next_multiple_of(micro.nr);
-        }
-        let kc = words.max(side_words).min(KC);
-        let tile = micro.mr * micro.nr;
-        let c_words =
-            if k_blocks + side_blocks > 1 { tile * task_panels * (nc / micro.nr) } else { tile };
-        Blocks {
-            k_blocks,
-            panels,
-            task_panels,
-            nc,
-            side_blocks,
-            x_words: (panels * micro.mr * words).next_multiple_of(16),
-            packed_words: (panels * micro.mr * words).next_multiple_of(16)
-                + (panels * micro.mr * side_words).next_multiple_of(16),
-            w_words: (nc * kc).next_multiple_of(16),
-            c_words: c_words.next_multiple_of(16),
-        }
-    }
-
-    fn scratch_words(&self, threads: usize) -> usize {
-        self.packed_words + threads * (self.w_words + self.c_words)
-    }
-}
 
 /// What is added to a product before its epilogue: `t . b^T`, where t is `rows x rank` and b `n x
 /// rank`.
@@ -359,10 +293,8 @@ unsafe fn rows_product(
                     // The next panel of x is in L3 or further away; every tile prefetches a part of
                     // it.
                     let share = (mr * words).div_ceil(w_panels);
-                    fetch(
-                        x_panel(block, (top + m + 1).min(panels - 1)).wrapping_add(p * share),
-                        share,
-                    );
+                    let next = x_panel(block, (top + m + 1).min(panels - 1));
+                    fetch(Cache::L1, next.wrapping_add(p * share), share);
                     let (w_panel, width) =
                         (packed.wrapping_add(p * nr * words), nr.min(cols - p * nr));
                     // SAFETY: the panels were packed above with `words` words; only this slot uses
@@ -379,165 +311,4 @@ unsafe fn rows_product(
             }
         }
     });
-}
-
-/// Packs the `rows.1` rows from `rows.0` of `x` to a panel; missing rows are zero.
-///
-/// # Safety
-/// The rows must have the elements of the block, and `to` must have room for the panel.
-unsafe fn pack_x(micro: &Micro, block: &KBlock, x: In, rows: (usize, usize), to: *mut u32) {
-    let mut lanes = [Row::ZEROS; MAX_LANES];
-    let lanes = &mut lanes[..micro.mr];
-    for (i, lane) in lanes.iter_mut().enumerate().take(rows.1) {
-        *lane = Row::of(x, rows.0 + i);
-    }
-    // SAFETY: the promise of the caller.
-    unsafe { (micro.pack)(lanes, micro.mr, block.from, block.len, to) };
-}
-
-/// Packs the `cols` rows from `col` of `w` to panels. With `expands`, rows of types that the
-/// loaders cannot read are expanded to `buffer` first.
-///
-/// # Safety
-/// The processor must have what `micro` needs, the rows must have the elements of the block, and
-/// `to` must have room for the panels.
-unsafe fn pack_w(
-    micro: &Micro,
-    block: &KBlock,
-    w: &WeightRows,
-    (col, cols): (usize, usize),
-    expands: bool,
-    buffer: &mut [f32],
-    to: *mut u32,
-) {
-    let nr = micro.nr;
-    for p in 0..cols.div_ceil(nr) {
-        let mut lanes = [Row::ZEROS; MAX_LANES];
-        let lanes = &mut lanes[..nr.min(cols - p * nr)];
-        let (mut from, mut base) = (block.from, 0);
-        if expands && !block.side {
-            // Then all lanes start at this block.
-            (from, base) = (0, block.from);
-        }
-        for (i, lane) in lanes.iter_mut().enumerate() {
-            let row = col + p * nr + i;
-            *lane = w.row(row).from(base);
-            if expands && let Some(stored) = w.expanded(row) {
-                let values = &mut buffer[i * block.len..(i + 1) * block.len];
-                // SAFETY: the processor has what `micro` needs.
-                unsafe { (micro.expand)(&stored, block.from, values) };
-                *lane = Row::of_f32(values.as_ptr());
-            }
-        }
-        let panel = to.wrapping_add(p * nr * block.words);
-        // SAFETY: the promise of the caller.
-        unsafe { (micro.pack)(lanes, nr, from, block.len, panel) };
-    }
-}
-
-/// At most `KC` words of k.
-struct KBlock {
-    /// Elements `from .. from + len`.
-    from: usize,
-    len: usize,
-    first_word: usize,
-    words: usize,
-    /// The word of the scratch from which its operand is packed.
-    base: usize,
-    side: bool,
-}
-
-impl KBlock {
-    fn all(micro: &Micro, k: usize, base: usize, side: bool) -> impl Iterator<Item = KBlock> {
-        let per_word = micro.per_word;
-        // If there is no k, there is still one block, which sets the sums to 0.
-        (0..k.max(1)).step_by(KC * per_word).map(move |from| {
-            let len = (k - from).min(KC * per_word);
-            KBlock {
-                from,
-                len,
-                first_word: from / per_word,
-                words: len.div_ceil(per_word),
-                base,
-                side,
-            }
-        })
-    }
-}
-
-/// Prefetches the cache lines of `words` words from `at` on. This is only a hint, so any address is
-/// allowed.
-#[inline(always)]
-fn fetch(at: *const u32, words: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..words).step_by(16) {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch never faults, and every x86-64 processor has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (at, words);
-}
-
-/// Scales and biases of some columns of the output.
-pub struct Columns {
-    first: usize,
-    scale: [f32; NC],
-    bias: [f32; NC],
-}
-
-impl Columns {
-    /// The same with scales of 1.
-    fn of_ones(bias: Option<&[f32]>, first: usize, cols: usize) -> Columns {
-        let mut columns = Columns { first, scale: [1.0; NC], bias: [0.0; NC] };
-        if let Some(bias) = bias {
-            columns.bias[..cols].copy_from_slice(&bias[first..first + cols]);
-        }
-        columns
-    }
-
-    /// The scales and biases of the columns `first .. first + cols`, at most `NC`.
-    pub fn new(w: &WeightRows, bias: Option<&[f32]>, first: usize, cols: usize) -> Columns {
-        let mut columns = Columns::of_ones(bias, first, cols);
-        for (i, s) in columns.scale[..cols].iter_mut().enumerate() {
-            *s = w.scale(first + i);
-        }
-        columns
-    }
-
-    /// Whether any scale is not 1.
-    fn scaled(&self) -> bool {
-        self.scale.iter().any(|s| *s != 1.0)
-    }
-
-    /// Multiplies a tile of `width` columns with its scales. `col` is its first column among these.
-    fn scale_tile(&self, tile: &mut [f32], width: usize, col: usize) {
-        for row in tile.chunks_exact_mut(width) {
-            row.iter_mut().zip(&self.scale[col..]).for_each(|(sum, scale)| *sum *= scale);
-        }
-    }
-
-    /// How to finish a tile of `rows` rows from `row` on, and of `cols` columns from `col` of these
-    /// on.
-    pub fn finish(
-        &self,
-        tail: Tail,
-        out: Out,
-        row: usize,
-        rows: usize,
-        col: usize,
-        cols: usize,
-    ) -> Finish<'_> {
-        let range = col..col + cols;
-        Finish {
-            scale: &self.scale[range.clone()],
-            bias: &self.bias[range],
-            tail,
-            out,
-            row,
-            col: self.first + col,
-            rows,
-            cols,
-        }
-    }
 }

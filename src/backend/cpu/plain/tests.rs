@@ -12,7 +12,7 @@ use super::super::qk_norm_rope::reference::qk_norm_rope;
 use super::*;
 use crate::dtype::DType;
 use crate::op::{ConvShape, Pairs};
-use crate::tensor::{HostPart, HostWeight, Scale};
+use crate::tensor::{HostWeight, Scale};
 use std::sync::Arc;
 
 /// Numbers without a pattern, the same in every run.
@@ -30,20 +30,7 @@ fn numbers(seed: u64, n: usize) -> Vec<f32> {
 
 fn weight(rows: usize, cols: usize, values: &[f32], scale: Scale) -> HostWeight {
     let source = Arc::new(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
-    HostWeight {
-        int8: None,
-        rows,
-        cols,
-        parts: vec![HostPart {
-            rotation: None,
-            source,
-            offset: 0,
-            rows,
-            cols,
-            dtype: DType::F32,
-            scale,
-        }],
-    }
+    HostWeight::whole(source, (rows, cols), DType::F32, scale)
 }
 
 #[track_caller]

@@ -43,45 +43,62 @@ pub type Handle = *mut c_void;
 #[derive(Clone, Copy)]
 pub struct TensorMap(pub [u64; 16]);
 
-// Values of the driver's enums.
-pub const ATTRIBUTE_PROCESSORS: c_int =
-    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as c_int;
-pub const ATTRIBUTE_L2_BYTES: c_int =
-    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE as c_int;
-pub const ATTRIBUTE_MAJOR: c_int =
-    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as c_int;
-pub const ATTRIBUTE_MINOR: c_int =
-    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR as c_int;
-pub const ATTRIBUTE_SHARED_OPTIN: c_int =
-    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN as c_int;
-pub const CONTEXT_BLOCKING_SYNC: c_uint = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as c_uint;
-pub const EVENT_BLOCKING_SYNC: c_uint = sys::CUevent_flags::CU_EVENT_BLOCKING_SYNC as c_uint;
-pub const EVENT_DISABLE_TIMING: c_uint = sys::CUevent_flags::CU_EVENT_DISABLE_TIMING as c_uint;
-pub const STREAM_NON_BLOCKING: c_uint = sys::CUstream_flags::CU_STREAM_NON_BLOCKING as c_uint;
-pub const CAPTURE_THREAD_LOCAL: c_int =
-    sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as c_int;
-pub const FUNCTION_STATIC_SHARED: c_int =
-    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as c_int;
-pub const FUNCTION_LOCAL_BYTES: c_int =
-    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES as c_int;
-pub const FUNCTION_REGISTERS: c_int =
-    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_NUM_REGS as c_int;
-pub const FUNCTION_DYNAMIC_SHARED: c_int =
-    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as c_int;
-pub const FUNCTION_CARVEOUT: c_int =
-    sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT as c_int;
-pub const JIT_ERROR_LOG: c_int = sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER as c_int;
-pub const JIT_ERROR_LOG_BYTES: c_int =
-    sys::CUjit_option::CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES as c_int;
-pub const TENSOR_UINT8: c_int = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8 as c_int;
-pub const TENSOR_BF16: c_int = sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 as c_int;
-pub const TENSOR_INTERLEAVE_NONE: c_int =
-    sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE as c_int;
-pub const TENSOR_SWIZZLE_128B: c_int = sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B as c_int;
-pub const TENSOR_L2_256B: c_int =
-    sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B as c_int;
-pub const TENSOR_FILL_ZEROS: c_int =
-    sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE as c_int;
+/// Values of the driver's enums, as numbers of the type that its functions take.
+macro_rules! constants {
+    ($($t:ty: $from:ident { $($name:ident = $value:ident,)* })*) => {
+        $($(pub const $name: $t = sys::$from::$value as $t;)*)*
+    };
+}
+
+constants! {
+    c_int: CUdevice_attribute {
+        ATTRIBUTE_PROCESSORS = CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT,
+        ATTRIBUTE_L2_BYTES = CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE,
+        ATTRIBUTE_MAJOR = CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+        ATTRIBUTE_MINOR = CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+        ATTRIBUTE_SHARED_OPTIN = CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
+    }
+    c_uint: CUctx_flags {
+        CONTEXT_BLOCKING_SYNC = CU_CTX_SCHED_BLOCKING_SYNC,
+    }
+    c_uint: CUevent_flags {
+        EVENT_BLOCKING_SYNC = CU_EVENT_BLOCKING_SYNC,
+        EVENT_DISABLE_TIMING = CU_EVENT_DISABLE_TIMING,
+    }
+    c_uint: CUstream_flags {
+        STREAM_NON_BLOCKING = CU_STREAM_NON_BLOCKING,
+    }
+    c_int: CUstreamCaptureMode {
+        CAPTURE_THREAD_LOCAL = CU_STREAM_CAPTURE_MODE_THREAD_LOCAL,
+    }
+    c_int: CUfunction_attribute {
+        FUNCTION_STATIC_SHARED = CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES,
+        FUNCTION_LOCAL_BYTES = CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES,
+        FUNCTION_REGISTERS = CU_FUNC_ATTRIBUTE_NUM_REGS,
+        FUNCTION_DYNAMIC_SHARED = CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES,
+        FUNCTION_CARVEOUT = CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT,
+    }
+    c_int: CUjit_option {
+        JIT_ERROR_LOG = CU_JIT_ERROR_LOG_BUFFER,
+        JIT_ERROR_LOG_BYTES = CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES,
+    }
+    c_int: CUtensorMapDataType {
+        TENSOR_UINT8 = CU_TENSOR_MAP_DATA_TYPE_UINT8,
+        TENSOR_BF16 = CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+    }
+    c_int: CUtensorMapInterleave {
+        TENSOR_INTERLEAVE_NONE = CU_TENSOR_MAP_INTERLEAVE_NONE,
+    }
+    c_int: CUtensorMapSwizzle {
+        TENSOR_SWIZZLE_128B = CU_TENSOR_MAP_SWIZZLE_128B,
+    }
+    c_int: CUtensorMapL2promotion {
+        TENSOR_L2_256B = CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+    }
+    c_int: CUtensorMapFloatOOBfill {
+        TENSOR_FILL_ZEROS = CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    }
+}
 
 /// The library and its functions; those that an old driver lacks are `None`.
 macro_rules! functions {

@@ -94,11 +94,14 @@ impl ControlConfig {
         }
     }
 
-    /// Which of its `outputs` is added after block `block` of `blocks`.
-    pub(super) fn output_for(&self, block: usize, blocks: usize, outputs: usize) -> usize {
-        match self.condition {
+    /// Which of its `outputs` is added after block `block` of `blocks`; `None` if it has none.
+    pub(super) fn output_for(&self, block: usize, blocks: usize, outputs: usize) -> Option<usize> {
+        if outputs == 0 {
+            return None;
+        }
+        Some(match self.condition {
             Condition::Pixels { .. } => block % outputs,
             Condition::Latents | Condition::MaskedLatents => block / blocks.div_ceil(outputs),
-        }
+        })
     }
 }

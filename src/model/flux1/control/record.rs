@@ -87,11 +87,7 @@ impl<'a> Controlled<'a> {
         blocks: usize,
         shared: &Shared,
     ) -> Option<Residual> {
-        let outputs = self.config.flux.depth_double;
-        if outputs == 0 {
-            return None;
-        }
-        let wanted = self.config.output_for(block, blocks, outputs);
+        let wanted = self.config.output_for(block, blocks, self.config.flux.depth_double)?;
         while self.outputs.len() <= wanted {
             self.run_double(r, shared);
             let (img, ..) = self.double.expect("a block was run");
@@ -110,11 +106,7 @@ impl<'a> Controlled<'a> {
         blocks: usize,
         shared: &Shared,
     ) -> Option<Residual> {
-        let outputs = self.config.flux.depth_single;
-        if outputs == 0 {
-            return None;
-        }
-        let wanted = self.config.output_for(block, blocks, outputs);
+        let wanted = self.config.output_for(block, blocks, self.config.flux.depth_single)?;
         if let Some((_, tensor)) = self.single.filter(|(number, _)| *number == wanted) {
             return Some(self.residual(tensor));
         }
@@ -148,11 +140,7 @@ impl<'a> Controlled<'a> {
     /// The next double block, after the embedding of the inputs if it is the first one.
     fn run_double(&mut self, r: &mut Recorder, shared: &Shared) {
         self.own(r, |this, r| {
-            let (img, txt, rope) = match this.double {
-                Some(rows) => rows,
-                None => this.head(r, shared),
-            };
-            this.double = Some((img, txt, rope));
+            let (img, txt, rope) = this.rows(r, shared);
             let (config, shape, act, scope) =
                 (this.config, this.shape.clone(), this.act, this.scope.clone());
             let denoiser = Denoiser { c: &config.flux, s: &shape, act, scope: &scope };
@@ -165,11 +153,7 @@ impl<'a> Controlled<'a> {
     /// The next single block, after the join if it is the first one.
     fn run_single(&mut self, r: &mut Recorder, shared: &Shared) {
         self.own(r, |this, r| {
-            let (img, txt, rope) = match this.double {
-                Some(rows) => rows,
-                None => this.head(r, shared),
-            };
-            this.double = Some((img, txt, rope));
+            let (img, txt, rope) = this.rows(r, shared);
             let (config, shape, act, scope) =
                 (this.config, this.shape.clone(), this.act, this.scope.clone());
             let denoiser = Denoiser { c: &config.flux, s: &shape, act, scope: &scope };
@@ -178,6 +162,16 @@ impl<'a> Controlled<'a> {
             denoiser.single_block(r, this.singles_done, joint, rope, &mut this.modulation);
             this.singles_done += 1;
         });
+    }
+
+    /// The rows of image and text as they are now, and the rotations.
+    fn rows(&mut self, r: &mut Recorder, shared: &Shared) -> (Tensor, Tensor, Tensor) {
+        let rows = match self.double {
+            Some(rows) => rows,
+            None => self.head(r, shared),
+        };
+        self.double = Some(rows);
+        rows
     }
 
     /// Latents and control image, text and mode as hidden rows, and the rotations: (image, text,

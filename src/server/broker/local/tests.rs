@@ -1,35 +1,17 @@
 use super::*;
 use crate::pipeline::request::Request;
-use crate::server::job::{JobSpec, Lane, Output, random_hex};
+use crate::server::job::{JobSpec, Output, random_hex};
 use crate::server::limits::{Charge, Plan};
 use crate::server::webhook::Webhook;
 use std::sync::Arc;
 
 fn new(owner: &str, key: Option<(&str, &str)>) -> NewJob {
+    let spec = JobSpec::new(Request::new("a fox").seed(u64::MAX), "flux-tiny");
     NewJob {
-        id: random_hex(16).unwrap(),
-        owner: owner.into(),
-        spec: JobSpec {
-            request: Request::new("a fox").seed(u64::MAX),
-            model: "flux-tiny".into(),
-            format: "png".into(),
-            quality: 90,
-            has_input: false,
-            has_mask: false,
-            has_control: false,
-            drawn: None,
-            references: 0,
-            styles: 0,
-            dialect: "native".into(),
-            echo: serde_json::Value::Null,
-            webhook: None,
-        },
-        lane: Lane::Normal,
-        cost: 1.0,
-        plan: None,
         charge: Charge { images: 1, pixels: 100 },
         idempotency: key.map(|(key, hash)| (key.into(), hash.into())),
         alike: random_hex(4).unwrap(),
+        ..NewJob::new(random_hex(16).unwrap(), owner, spec)
     }
 }
 

@@ -48,6 +48,11 @@ impl Address {
             if host.is_empty() || name.is_some() {
                 return Err(refused("an address without a host, or one after the name"));
             }
+            if path.contains('@') {
+                // What stands behind the slash is a part of the password.
+                return Err(refused("a slash before the host")
+                    .try_("use a password without a slash, or a file of credentials"));
+            }
             let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
             match path {
                 "" => {}
@@ -283,7 +288,17 @@ mod tests {
         ] {
             assert_eq!(read(bad), None, "{bad}");
         }
-        let error = Address::parse("secret:word@a").err().unwrap().to_string();
-        assert!(!error.contains("word"), "{error}");
+        for secret in [
+            "secret:word@a",
+            "nats://u:a/word@b",
+            "nats://u:a,word@b",
+            "http://u:word@a",
+            "nats://u:word@a/X",
+            "nats://u:word@a/x,nats://u:word@b",
+        ] {
+            let e = Address::parse(secret).err().unwrap();
+            let told = format!("{e} {}", e.hint().unwrap_or_default());
+            assert!(!told.contains("word"), "{told}");
+        }
     }
 }

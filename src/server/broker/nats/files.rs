@@ -56,18 +56,13 @@ impl Link {
 
     /// Deletes the files of a job.
     pub async fn delete_files(&self, record: &Record) {
-        let inputs = record.spec.iter().flat_map(|spec| input_names(&record.id, spec));
+        let inputs = record.spec.iter().flat_map(|spec| DataFolder::input_names(&record.id, spec));
         let outputs = record.outputs.iter().map(|output| output.file.clone());
         for name in inputs.chain(outputs).collect::<Vec<_>>() {
             // What stays is deleted by its age.
             self.images.delete(&name).await.ok();
         }
     }
-}
-
-/// The names of the images that a job starts from.
-pub fn input_names(id: &str, spec: &JobSpec) -> Vec<String> {
-    DataFolder::input_names(id, spec)
 }
 
 /// Whether `name` is one that results have, so that nothing else is ever looked for.

@@ -208,36 +208,11 @@ pub mod tests {
     use super::*;
     use crate::pipeline::request::Request;
     use crate::server::broker::NewJob;
-    use crate::server::job::{JobSpec, Lane, Outcome};
-    use crate::server::limits::Charge;
+    use crate::server::job::{JobSpec, Outcome};
 
     pub fn record(id: &str, instant: i64) -> Record {
-        let spec = JobSpec {
-            request: Request::new("a fox").seed(u64::MAX),
-            model: "m".into(),
-            format: "png".into(),
-            quality: 90,
-            has_input: false,
-            has_mask: false,
-            has_control: false,
-            drawn: None,
-            references: 0,
-            styles: 0,
-            dialect: "native".into(),
-            echo: serde_json::Value::Null,
-            webhook: None,
-        };
-        let new = NewJob {
-            id: id.into(),
-            owner: "x".into(),
-            spec,
-            lane: Lane::Normal,
-            cost: 1.0,
-            plan: None,
-            charge: Charge::default(),
-            idempotency: None,
-            alike: "same".into(),
-        };
+        let spec = JobSpec::new(Request::new("a fox").seed(u64::MAX), "m");
+        let new = NewJob { alike: "same".into(), ..NewJob::new(id, "x", spec) };
         Record::new(&new, instant)
     }
 

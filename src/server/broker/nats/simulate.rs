@@ -13,8 +13,7 @@ use super::schedule::Schedule;
 use crate::pipeline::request::Request;
 use crate::server::broker::{NewJob, WorkerFacts};
 use crate::server::clock::SECOND;
-use crate::server::job::{JobSpec, Lane, Outcome};
-use crate::server::limits::Charge;
+use crate::server::job::{JobSpec, Outcome};
 use crate::server::models::Listed;
 
 /// A cluster, and what it has to do. Times are in seconds.
@@ -256,32 +255,9 @@ fn seconds(nanoseconds: i64) -> f64 {
 
 /// Job number `number` of a key.
 fn record(number: usize, model: usize, key: usize, cost: f64, now: i64) -> Record {
-    let spec = JobSpec {
-        request: Request::default(),
-        model: format!("model-{model}"),
-        format: "png".into(),
-        quality: 90,
-        has_input: false,
-        has_mask: false,
-        has_control: false,
-        drawn: None,
-        references: 0,
-        styles: 0,
-        dialect: "native".into(),
-        echo: serde_json::Value::Null,
-        webhook: None,
-    };
-    let new = NewJob {
-        id: number.to_string(),
-        owner: format!("key-{key}"),
-        spec,
-        lane: Lane::Normal,
-        cost,
-        plan: None,
-        charge: Charge::default(),
-        idempotency: None,
-        alike: String::new(),
-    };
+    let spec = JobSpec::new(Request::default(), format!("model-{model}"));
+    let owner = format!("key-{key}");
+    let new = NewJob { cost, ..NewJob::new(number.to_string(), owner, spec) };
     Record::new(&new, now)
 }
 
@@ -338,8 +314,9 @@ mod tests {
         assert!(seen.throughput > 0.8 * 0.6 * 16.0 / 10.0, "{seen:?}");
     }
 
-    /// By hand, as the table of benches/cluster.rs: what a change takes is in
-    /// `FLUX_FAST_TEST_CHANGE`, in seconds.
+    /// Prints the numbers of `benches/cluster.rs` from a debug build:
+    /// `cargo test --lib load_table -- --ignored --nocapture`. `FLUX_FAST_TEST_CHANGE` is the time
+    /// of a change at the broker, in seconds (0.002).
     #[test]
     #[ignore = "takes a minute"]
     fn load_table_of_simulated_workers() {

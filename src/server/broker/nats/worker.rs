@@ -10,7 +10,6 @@ use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
-use super::files::input_names;
 use super::hub::lock;
 use super::leader::Asked;
 use super::link::{Change, Link};
@@ -105,7 +104,7 @@ impl WorkerBroker {
     /// Brings the files of a job here. Returns whether it can be drawn.
     async fn prepare(&self, record: &Record) -> bool {
         let Some(spec) = &record.spec else { return true };
-        for name in input_names(&record.id, spec) {
+        for name in DataFolder::input_names(&record.id, spec) {
             // The name of the first one is that of the job.
             let path = self.data.input(&name);
             let fetched = self.persist(|| self.link.get_file(&name, &path)).await;

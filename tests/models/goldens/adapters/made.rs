@@ -8,7 +8,7 @@ use flux_fast::dtype::DType;
 use flux_fast::library::Checkpoint;
 use flux_fast::op::Program;
 use flux_fast::spec::flux1::TRANSFORMER;
-use flux_fast::tensor::{HostPart, HostWeight, Scale};
+use flux_fast::tensor::{HostWeight, Scale};
 
 /// What is stored for some rows of a weight.
 #[derive(Clone, Copy, Debug)]
@@ -293,9 +293,7 @@ pub fn merged(
         let bytes: Vec<u8> = values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect();
         let (source, scale) = (Arc::new(bytes), Scale::One);
         let (rows, cols) = (w.rows, w.cols);
-        let part =
-            HostPart { rotation: None, source, offset: 0, rows, cols, dtype: DType::F32, scale };
-        HostWeight { int8: None, rows, cols, parts: vec![part] }
+        HostWeight::whole(source, (rows, cols), DType::F32, scale)
     };
     program.weights.iter().map(of).collect()
 }

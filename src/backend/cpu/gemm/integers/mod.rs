@@ -20,6 +20,8 @@ mod blocks;
 mod portable;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "x86_64")]
+mod tile;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::{AVX2, avx_vnni};
@@ -30,6 +32,7 @@ pub use portable::PORTABLE;
 use super::super::isa::Isa;
 use super::super::matrix::{In, Out};
 use super::finish::Tail;
+use super::panels::{Cache, fetch, pack_w, pack_x};
 use super::{ALIGN, Columns, KBlock, MAX_LANES, Micro, NC, Side, Words, aligned, share};
 use crate::backend::int8::{quantise_from, quantise_stored};
 use crate::dtype::int8::Int8;
@@ -47,15 +50,29 @@ pub struct IntegerMicro {
     /// `tile(words, a, b, c, start)`: `c[mr x nr] (+)= a . b^T` over packed panels. Without `start`
     /// it adds to c; with it, sums of row `r` begin with `start[r]`.
     pub tile: unsafe fn(usize, *const u32, *const u32, *mut i32, Option<&[i32]>),
-    /// `pack(rows, lanes, word, words, unsigned, to)`: the words from `word` on of rows of
-    /// integers, as `[word][lane]`. Rows are padded to whole vectors; lanes without a row are not
-    /// used.
-    pub pack: unsafe fn(&[*const i8], usize, usize, usize, bool, *mut u32),
+    /// Packs rows of integers.
+    pub pack: unsafe fn(IntegerPanel),
     /// `scale(tile, width, factors)`: turns the sums of row `r` to floats times `factors[r]`, in
     /// place.
     pub scale: unsafe fn(*mut i32, usize, &[f32]),
     /// The kernels for sides and epilogues, with tiles of the same size.
     pub floats: &'static Micro,
+}
+
+/// Rows of integers that are packed to a panel, as `[word][lane]`.
+pub struct IntegerPanel<'a> {
+    /// The rows, padded to whole vectors.
+    pub rows: &'a [*const i8],
+    /// Lanes of the panel; those without a row are not used.
+    pub lanes: usize,
+    /// The first word of each row.
+    pub word: usize,
+    /// The number of words.
+    pub words: usize,
+    /// Whether 128 is added to every integer.
+    pub unsigned: bool,
+    /// Room for `words x lanes` words.
+    pub to: *mut u32,
 }
 
 /// Sums have 32 bits: no more columns than this can overflow them, with or without the 128.
@@ -234,8 +251,10 @@ impl Pass<'_> {
         }
         for block in self.blocks() {
             let to = self.x_panel(block, panel, panels);
+            let (rows, (word, words)) = (&lanes[..mr], block);
+            let panel = IntegerPanel { rows, lanes: mr, word, words, unsigned: false, to };
             // SAFETY: the rows are padded, and only this task uses the panel.
-            unsafe { (m.pack)(&lanes[..mr], mr, block.0, block.1, false, to) };
+            unsafe { (m.pack)(panel) };
         }
         let Some(side) = self.side else { return };
         let count = mr.min(self.rows.1 - panel * mr);
@@ -243,7 +262,7 @@ impl Pass<'_> {
             let rows = (self.rows.0 + panel * mr, count);
             let to = self.side_panel(&block, panel, panels);
             // SAFETY: as above.
-            unsafe { super::pack_x(m.floats, &block, side.t, rows, to) };
+            unsafe { pack_x(m.floats, &block, side.t, rows, to) };
         }
     }
 
@@ -271,10 +290,12 @@ impl Pass<'_> {
                 };
                 (columns.scale[p * nr + lane], *at) = self.w.row(col + p * nr + lane, values, q);
             }
-            for (first, words) in self.blocks() {
-                let to = packed.wrapping_add((first * w_panels + p * words) * nr);
+            for (word, words) in self.blocks() {
+                let (rows, unsigned) = (&lanes[..count], m.unsigned);
+                let to = packed.wrapping_add((word * w_panels + p * words) * nr);
+                let panel = IntegerPanel { rows, lanes: nr, word, words, unsigned, to };
                 // SAFETY: the rows are padded, and the packed w has room for all panels.
-                unsafe { (m.pack)(&lanes[..count], nr, first, words, m.unsigned, to) };
+                unsafe { (m.pack)(panel) };
             }
         }
     }
@@ -305,7 +326,7 @@ impl Pass<'_> {
                 // Every tile prefetches a part of the next panel of x.
                 let part = (mr * block.1).div_ceil(w_panels);
                 let next = self.x_panel(block, (top + panel + 1).min(panels - 1), panels);
-                fetch_to_l2(next.wrapping_add(p * part), part);
+                fetch(Cache::L2, next.wrapping_add(p * part), part);
                 let (scales, starts) = self.row_facts(top + panel);
                 // SAFETY: the panels were packed with these words, the facts of their rows were
                 // written, and only this slot uses the tile.
@@ -346,7 +367,7 @@ impl Pass<'_> {
             // SAFETY: the rows of the side have the elements of the block; the packed w is not
             // needed any more, and has room for a block.
             unsafe {
-                super::pack_w(floats, block, side.b, (col, cols), false, &mut [], packed);
+                pack_w(floats, block, side.b, (col, cols), false, &mut [], packed);
             }
             for (panel, p) in (0..count).flat_map(|i| (0..w_panels).map(move |p| (i, p))) {
                 let tile = sums.wrapping_add((panel * w_panels + p) * mr * nr);
@@ -387,20 +408,6 @@ impl Pass<'_> {
     }
 }
 
-/// Prefetches the cache lines of `words` words from `at` on to L2. This is only a hint, so any
-/// address is allowed.
-#[inline(always)]
-fn fetch_to_l2(at: *const u32, words: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in (0..words).step_by(16) {
-        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-        // SAFETY: a prefetch never faults, and every x86-64 processor has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (at, words);
-}
-
 /// `IntegerMicro::scale` for any instruction set.
 #[inline(always)]
 unsafe fn scale(tile: *mut i32, width: usize, factors: &[f32]) {
@@ -415,14 +422,8 @@ unsafe fn scale(tile: *mut i32, width: usize, factors: &[f32]) {
 
 /// `IntegerMicro::pack` for any instruction set: words of four bytes, or of two 16-bit integers.
 #[inline(always)]
-unsafe fn pack<const PER: usize>(
-    rows: &[*const i8],
-    lanes: usize,
-    word: usize,
-    words: usize,
-    unsigned: bool,
-    to: *mut u32,
-) {
+unsafe fn pack<const PER: usize>(panel: IntegerPanel) {
+    let IntegerPanel { rows, lanes, word, words, unsigned, to } = panel;
     let flip = if unsigned { 0x8080_8080 } else { 0 };
     for (lane, row) in rows.iter().enumerate() {
         for i in 0..words {

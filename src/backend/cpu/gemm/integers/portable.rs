@@ -1,7 +1,7 @@
 //! The kernel for any processor: plain loops over a tile of 4 x 16 sums of pairs of 16-bit
 //! integers, which the compiler vectorises with the instructions of the target.
 
-use super::{IntegerMicro, Isa, pack, scale};
+use super::{IntegerMicro, IntegerPanel, Isa, pack, scale};
 
 const MR: usize = 4;
 const NR: usize = 16;
@@ -42,16 +42,9 @@ unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut i32, start: O
     *c = sums;
 }
 
-unsafe fn pack_portable(
-    rows: &[*const i8],
-    lanes: usize,
-    word: usize,
-    words: usize,
-    unsigned: bool,
-    to: *mut u32,
-) {
+unsafe fn pack_portable(panel: IntegerPanel) {
     // SAFETY: the promise of the caller.
-    unsafe { pack::<2>(rows, lanes, word, words, unsigned, to) }
+    unsafe { pack::<2>(panel) }
 }
 
 unsafe fn scale_portable(tile: *mut i32, width: usize, factors: &[f32]) {
