@@ -6,6 +6,7 @@
 //! order that one machine has. What is sent otherwise (signs of life, progress, previews) may be
 //! lost without harm.
 
+mod address;
 mod connect;
 mod files;
 mod front;
@@ -13,6 +14,7 @@ mod hub;
 mod leader;
 mod limits;
 mod link;
+mod login;
 mod mirror;
 mod record;
 mod schedule;
