@@ -1,7 +1,9 @@
 //! Several fronts and workers behind one queue, over a real NATS server.
 
 mod kills;
+mod login;
 mod proxy;
+mod replicas;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
