@@ -4,6 +4,7 @@ mod kills;
 mod login;
 mod proxy;
 mod replicas;
+mod uploads;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

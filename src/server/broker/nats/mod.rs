@@ -21,6 +21,7 @@ mod schedule;
 mod simulate;
 mod status;
 mod tasks;
+mod uploads;
 mod worker;
 
 pub use front::FrontBroker;
