@@ -39,7 +39,7 @@ impl Cluster {
         let status: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(status["workers"].as_array().unwrap().len(), 1, "{status}");
         for text in [&status.to_string(), &cluster.front.log(), &cluster.worker.log()] {
-            assert!(!text.contains(SECRET), "{text}");
+            assert!(!text.contains(SECRET) && !text.contains("the broker says"), "{text}");
         }
         cluster
     }
@@ -88,7 +88,13 @@ fn certificate(name: &str) -> String {
 
 #[test]
 fn users_and_tokens_in_the_address() {
-    let users = format!("authorization {{ users: [{{ user: flux, password: \"{SECRET},/@\" }}] }}");
+    // The permissions of docs/deploy/cluster.md.
+    let users = format!(
+        "authorization {{ users: [{{ user: flux, password: \"{SECRET},/@\", permissions: {{\n\
+         publish: [\"ff-password.>\", \"_INBOX.>\", \"$JS.API.>\", \"$JS.FC.>\", \
+         \"$KV.FF_password_STATE.>\", \"$KV.FF_password_LIMITS.>\", \"$O.FF_password_IMG.>\"]\n\
+         subscribe: [\"ff-password.>\", \"_INBOX.>\"] }} }}] }}"
+    );
     let Some(mut broker) = Broker::with(&users) else { return };
     let url = broker.url("password");
     let cluster = Cluster::draws(&with(&format!("flux:{SECRET}%2C%2F%40"), &url), &[]);
