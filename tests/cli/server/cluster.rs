@@ -2,6 +2,7 @@
 
 mod kills;
 mod login;
+mod partition;
 mod proxy;
 mod replicas;
 mod uploads;
