@@ -179,8 +179,8 @@ async fn checked(
     if config.num_replicas < replicas {
         let found = config.num_replicas;
         tracing::warn!(
-            "{name}: {found} copies instead of {replicas}, because it was made so; `nats stream \
-             edit {name} --replicas {replicas}` changes that"
+            "{name} has {found} copies instead of {replicas}, because it was made so: the number of \
+             replicas of a stream can be changed with the tools of NATS"
         );
     }
     Ok(config)

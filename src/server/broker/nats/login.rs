@@ -71,9 +71,9 @@ impl Login {
             }
             Login::Seed(path) => {
                 let text = text_of("the key", path)?;
-                let lines = text.lines().map(str::trim);
+                let mut lines = text.lines().map(str::trim);
                 // Comments may stand before it.
-                let seed = lines.filter(|line| line.starts_with('S')).next_back();
+                let seed = lines.rfind(|line| line.starts_with("SU"));
                 let key = key_pair(seed.unwrap_or_default(), path)?;
                 auth.signature = Some(signed(&key, nonce, path)?);
                 auth.nkey = Some(key.public_key());

@@ -98,8 +98,8 @@ impl Link {
         overwrite: bool,
     ) -> Result<Upload, Fault> {
         let mut is_stored = false;
-        let busy = || Fault::new(503, "busy", "too many uploads of this key at the same time");
-        let mut refused = Err(busy().retry_after(1));
+        let busy = Fault::new(503, "busy", "too many uploads of this key at the same time");
+        let mut refused = Err(busy.retry_after(1));
         for _ in 0..ATTEMPTS {
             let known = get::<List>(&self.shared, &key(owner)).await?;
             let (mut list, revision) = known.unwrap_or_default();
@@ -202,7 +202,7 @@ impl Uploads for FrontBroker {
                 }
                 match link.get_bytes(&found).await {
                     Err(fault) if fault.status == 410 => object = Some(found),
-                    bytes => return bytes.map(|bytes| Some(bytes.into())),
+                    bytes => return bytes.map(|bytes| Some(Bytes::from(bytes))),
                 }
             }
         })
