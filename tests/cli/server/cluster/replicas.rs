@@ -63,7 +63,11 @@ fn with_three_copies_any_broker_may_be_killed() {
             let answer = two.post("/api/v2/jobs", &request);
             (answer.status == 201).then(|| answer.json()["id"].as_str().unwrap().to_string())
         });
-        two.image(&id);
+        assert_eq!(two.wait(&id, &["succeeded", "failed"])["status"], "succeeded");
+        // The bucket of images may still be without a leader.
+        wait_for("the image", || {
+            (two.get(&format!("/api/v2/jobs/{id}/images/0")).status == 200).then_some(())
+        });
         broker.restart();
         wait_for("the copies", || {
             let current = |info: &Value| {
