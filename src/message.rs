@@ -26,7 +26,8 @@ use crate::text::shortened;
 const MAX_TEXT: usize = 12_000;
 
 /// The parameters that templates may name: those of [`Options`](crate::Options) and of
-/// [`Request`](crate::Request), the components of models, and what only a program reads or writes.
+/// [`Request`](crate::Request), the components of models, what only a program reads or writes, and
+/// how a server reaches its cluster.
 pub const PARAMETERS: &[&str] = &[
     "model",
     "clip",
@@ -65,6 +66,13 @@ pub const PARAMETERS: &[&str] = &[
     "lora",
     "count",
     "output",
+    "broker",
+    "nats_creds",
+    "nats_nkey",
+    "nats_ca",
+    "nats_cert",
+    "nats_key",
+    "nats_replicas",
 ];
 
 /// The commands that templates may name.

@@ -42,6 +42,7 @@ mod state;
 mod store;
 mod submit;
 mod supervisor;
+mod uploads;
 mod wait;
 mod webhook;
 mod worker;

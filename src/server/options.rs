@@ -58,13 +58,13 @@ pub struct ServerOptions {
 #[derive(Clone)]
 pub struct ClusterOptions {
     /// Addresses of the brokers, separated by commas, each `nats://` or `tls://`, with or without
-    /// `USER:PASSWORD@`, and after the last one `/NAME` if several clusters share the brokers.
+    /// `USER:PASSWORD@` or `TOKEN@`, and after the last one `/NAME` if several clusters share the brokers.
     pub broker: String,
     /// A file of NATS credentials: a token and the key that it belongs to.
     pub credentials: Option<PathBuf>,
     /// A file with the seed of a NATS key.
     pub nkey: Option<PathBuf>,
-    /// Certificates that the brokers' are checked against, in addition to those of the system.
+    /// Certificates that the brokers' are checked against, in place of those of the system.
     pub ca_certificates: Option<PathBuf>,
     /// The certificate that this process shows, and the key that it belongs to.
     pub certificate: Option<(PathBuf, PathBuf)>,

@@ -23,6 +23,7 @@ use super::models::Models;
 use super::options::ServerOptions;
 use super::questions::Questions;
 use super::store::Store;
+use super::uploads::Uploads;
 use super::wait::expired;
 use crate::error::Result;
 use crate::pipeline::ModelInputs;
@@ -328,6 +329,11 @@ impl Server {
                 std::fs::read(&path).map_err(|_| expired())
             }
         })
+    }
+
+    /// The images that clients left for later requests.
+    pub fn uploads(&self) -> &dyn Uploads {
+        self.broker.uploads().unwrap_or(&self.store)
     }
 
     /// How far a job is, and its place in the queue, as JSON.

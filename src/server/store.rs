@@ -15,8 +15,9 @@ use super::fault::Fault;
 use super::job::hex;
 use crate::pipeline::images::write_beside;
 
-/// The most bytes and entries of one owner and kind.
-const MAX_BYTES: u64 = 1 << 30;
+/// The most bytes of one owner and kind.
+pub const MAX_BYTES: u64 = 1 << 30;
+/// The most entries of one owner and kind.
 const MAX_ENTRIES: usize = 10_000;
 /// The length of a file's name.
 const NAME: usize = 32;
@@ -104,8 +105,7 @@ impl Store {
             entries(&folder).iter().map(|path| fs::metadata(path).map_or(0, |m| m.len())).collect();
         if sizes.len() >= MAX_ENTRIES || sizes.iter().sum::<u64>() + bytes.len() as u64 > MAX_BYTES
         {
-            return Err(Fault::new(507, "storage_full", "too many files are stored on the server")
-                .hint("delete some"));
+            return Err(storage_full());
         }
         let created = self
             .facts(owner, kind, name)
@@ -161,6 +161,11 @@ impl Store {
             }
         }
     }
+}
+
+/// The fault of an owner who has stored too much.
+pub fn storage_full() -> Fault {
+    Fault::new(507, "storage_full", "too many files are stored on the server").hint("delete some")
 }
 
 fn sorted(folders: &[PathBuf]) -> Vec<Facts> {

@@ -104,7 +104,7 @@ pub struct BrokerArgs {
     /// A file with the seed of a NATS key
     #[arg(long, value_name = "FILE", conflicts_with = "nats_creds")]
     pub nats_nkey: Option<PathBuf>,
-    /// Certificates (PEM) that the brokers' are checked against, besides those of the system
+    /// Certificates (PEM) that the brokers' are checked against, in place of those of the system
     #[arg(long, value_name = "FILE")]
     pub nats_ca: Option<PathBuf>,
     /// The certificate (PEM) that the brokers ask for

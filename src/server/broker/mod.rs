@@ -24,6 +24,7 @@ use super::fault::Fault;
 use super::job::{Job, JobSpec, Lane, Outcome};
 use super::limits::{Charge, Limit, Plan, Standing};
 use super::questions::PlanQuery;
+use super::uploads::Uploads;
 
 /// A job that is to be accepted.
 #[derive(Debug, Clone)]
@@ -210,6 +211,11 @@ pub trait Broker: Send + Sync {
     /// 410 if it is nowhere, 503 if the other machine is out of reach.
     fn fetch(&self, _name: &str, _path: &Path) -> Result<(), Fault> {
         Err(super::wait::expired())
+    }
+
+    /// Where images are that clients left for later requests, if other processes must find them.
+    fn uploads(&self) -> Option<&dyn Uploads> {
+        None
     }
 
     /// Whether this process calls the addresses of jobs that are over.

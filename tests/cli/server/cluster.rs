@@ -1,7 +1,11 @@
 //! Several fronts and workers behind one queue, over a real NATS server.
 
 mod kills;
+mod login;
+mod partition;
 mod proxy;
+mod replicas;
+mod uploads;
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -279,6 +283,19 @@ on_nats! {
     faults:
         f26_a_worker_that_hangs_is_replaced,
         f45_a_client_that_hangs_up_cancels_its_job;
+    conditions:
+        control_images_are_drawn_by_the_models_that_need_them,
+        fill_is_served_and_needs_a_mask,
+        style_images_are_sent_to_the_server;
+    inpaint:
+        a_model_that_reads_references_sees_the_image_that_it_repaints,
+        comfyui_graphs_repaint_a_part;
+    masks:
+        masks_through_the_native_api_and_remote_give_the_image_of_the_command_line;
+    references:
+        reference_images_through_every_api_give_the_image_of_the_command_line;
+    security:
+        f41_every_path_needs_the_key_and_one_key_does_not_see_the_jobs_of_another;
     limits:
         f42_f43_limits_are_told_in_headers_and_survive_kills_of_the_server,
         what_no_time_makes_acceptable_is_not_a_429_and_images_come_back,

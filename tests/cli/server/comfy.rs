@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Answer, PATIENCE, Server, drawn_by_command, wait_for};
 
 /// The stock graph with a checkpoint.
-fn graph(steps: u64, batch: u64) -> Value {
+pub fn graph(steps: u64, batch: u64) -> Value {
     json!({
         "3": {"class_type": "KSampler", "inputs": {
             "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0],
@@ -113,7 +113,7 @@ fn kinds(messages: &[Value]) -> Vec<&str> {
 }
 
 /// Sends a graph, and returns the id of its prompt.
-fn prompt(server: &Server, body: &Value) -> String {
+pub fn prompt(server: &Server, body: &Value) -> String {
     let answer = server.post("/prompt", body);
     assert_eq!(answer.status, 200, "{}", answer.text());
     assert_eq!(answer.json()["node_errors"], json!({}));
@@ -254,7 +254,7 @@ pub fn previews_interrupts_and_the_queue() {
 }
 
 /// A form with an image.
-fn upload(server: &Server, name: &str, image: &[u8], more: &str) -> Answer {
+pub fn upload(server: &Server, name: &str, image: &[u8], more: &str) -> Answer {
     let head = format!(
         "--xyz\r\nContent-Disposition: form-data; name=\"image\"; filename=\"{name}\"\r\n\
          Content-Type: image/png\r\n\r\n"

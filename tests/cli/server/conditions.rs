@@ -57,7 +57,7 @@ pub fn small_flux1(path: &Path, inputs: usize) {
 }
 
 #[test]
-fn control_images_are_drawn_by_the_models_that_need_them() {
+pub fn control_images_are_drawn_by_the_models_that_need_them() {
     let pictures = Pictures::new(96, 64);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flux1-canny-dev.safetensors");
@@ -92,7 +92,7 @@ fn control_images_are_drawn_by_the_models_that_need_them() {
 }
 
 #[test]
-fn fill_is_served_and_needs_a_mask() {
+pub fn fill_is_served_and_needs_a_mask() {
     let pictures = Pictures::new(96, 64);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("flux1-fill-dev.safetensors");
@@ -143,7 +143,7 @@ fn depths_are_not_made_from_photos() {
 }
 
 #[test]
-fn style_images_are_sent_to_the_server() {
+pub fn style_images_are_sent_to_the_server() {
     let pictures = Pictures::new(90, 60);
     let folder = tempfile::tempdir().unwrap();
     let model = styles::tiny(folder.path());

@@ -51,7 +51,7 @@ fn openai_repaints_transparent_pixels() {
 }
 
 #[test]
-fn a_model_that_reads_references_sees_the_image_that_it_repaints() {
+pub fn a_model_that_reads_references_sees_the_image_that_it_repaints() {
     let pictures = Pictures::new(128, 96);
     let folder = tempfile::tempdir().unwrap();
     let model = klein(folder.path());
@@ -218,7 +218,7 @@ fn other_services_inpaint() {
 }
 
 #[test]
-fn comfyui_graphs_repaint_a_part() {
+pub fn comfyui_graphs_repaint_a_part() {
     let pictures = Pictures::new(128, 96);
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);

@@ -91,7 +91,7 @@ pub fn ok(answer: Answer) -> Value {
 }
 
 #[test]
-fn masks_through_the_native_api_and_remote_give_the_image_of_the_command_line() {
+pub fn masks_through_the_native_api_and_remote_give_the_image_of_the_command_line() {
     let pictures = Pictures::new(128, 96);
     let data = tempfile::tempdir().unwrap();
     let server = Server::start(data.path(), &[]);

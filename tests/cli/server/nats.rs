@@ -4,10 +4,14 @@
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
 
 use super::{kill, program, wait_for};
 
@@ -40,19 +44,14 @@ impl Broker {
 
     /// One whose configuration has these lines, too.
     pub fn with(lines: &str) -> Option<Broker> {
+        Self::at(free_port(), lines)
+    }
+
+    /// One at this port.
+    pub fn at(port: u16, lines: &str) -> Option<Broker> {
         let file = executable()?;
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
         let folder = tempfile::tempdir().unwrap();
-        let store = folder.path().join("store");
-        let config = format!(
-            "listen: \"127.0.0.1:{port}\"\n\
-             jetstream {{ store_dir: \"{}\", max_mem: 64MB, max_file: 4GB, \
-             sync_interval: always }}\n{lines}\n",
-            store.display()
-        );
-        std::fs::write(folder.path().join("nats.conf"), config).unwrap();
+        configure(folder.path(), port, lines);
         let child = Self::spawn(&file, folder.path());
         let broker = Broker { child, port, folder };
         broker.wait();
@@ -83,6 +82,18 @@ impl Broker {
         format!("nats://127.0.0.1:{}/{name}", self.port)
     }
 
+    /// What the server answers to a request without a body. It speaks lines of text.
+    pub fn ask(&self, subject: &str) -> Value {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let words =
+            format!("CONNECT {{\"verbose\":false}}\r\nSUB me 1\r\nPUB {subject} me 0\r\n\r\n");
+        (&stream).write_all(words.as_bytes()).unwrap();
+        let mut lines = BufReader::new(&stream).lines().map_while(Result::ok);
+        let answer = lines.find(|line| line.starts_with('{')).unwrap_or_default();
+        serde_json::from_str(&answer).unwrap_or_default()
+    }
+
     /// Kills the server, and starts it again with the files that it has left.
     pub fn restart(&mut self) {
         self.stop();
@@ -90,11 +101,33 @@ impl Broker {
         self.wait();
     }
 
+    /// The same with other lines in its configuration.
+    pub fn restart_with(&mut self, lines: &str) {
+        configure(self.folder.path(), self.port, lines);
+        self.restart();
+    }
+
     /// Kills the server.
     pub fn stop(&mut self) {
         kill(self.child.id(), "-KILL");
         self.child.wait().unwrap();
     }
+}
+
+/// A port that nobody uses.
+pub fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Writes the configuration of a server at `port` with its files in `folder`.
+fn configure(folder: &Path, port: u16, lines: &str) {
+    let config = format!(
+        "listen: \"127.0.0.1:{port}\"\n\
+         jetstream {{ store_dir: \"{}\", max_mem: 64MB, max_file: 4GB, \
+         sync_interval: always }}\n{lines}\n",
+        folder.join("store").display()
+    );
+    std::fs::write(folder.join("nats.conf"), config).unwrap();
 }
 
 impl Drop for Broker {

@@ -136,7 +136,7 @@ fn ok(answer: Answer) -> Value {
 }
 
 #[test]
-fn reference_images_through_every_api_give_the_image_of_the_command_line() {
+pub fn reference_images_through_every_api_give_the_image_of_the_command_line() {
     let folder = tempfile::tempdir().unwrap();
     let model = klein(folder.path());
     let model = model.to_str().unwrap();

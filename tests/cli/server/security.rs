@@ -9,7 +9,7 @@ use serde_json::json;
 use super::{Server, command};
 
 #[test]
-fn f41_every_path_needs_the_key_and_one_key_does_not_see_the_jobs_of_another() {
+pub fn f41_every_path_needs_the_key_and_one_key_does_not_see_the_jobs_of_another() {
     let folder = tempfile::tempdir().unwrap();
     let keys = folder.path().join("keys");
     std::fs::write(&keys, "# keys\nsesame\n\nother\n").unwrap();

@@ -54,10 +54,10 @@ pub struct Meaning {
 
 /// The lookups in the server that an interpretation needs.
 pub trait Surroundings {
-    /// The image that `LoadImage` calls `name`.
-    fn image(&self, name: &str) -> Option<Bytes>;
-    /// The image that a client has put under an id.
-    fn cached_image(&self, id: &str) -> Option<Bytes>;
+    /// The image that `LoadImage` calls `name`; 503 if it is out of reach.
+    fn image(&self, name: &str) -> Result<Option<Bytes>, Fault>;
+    /// The image that a client has put under an id; 503 if it is out of reach.
+    fn cached_image(&self, id: &str) -> Result<Option<Bytes>, Fault>;
     /// The steps to draw with where a frontend asks for `steps`.
     fn steps(&self, model: Option<&str>, steps: usize) -> usize;
 }

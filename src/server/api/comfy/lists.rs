@@ -26,22 +26,24 @@ const FOLDERS: [&str; 8] = [
     "upscale_models",
 ];
 
-fn lists(server: &Server, owner: &Owner) -> Lists {
+fn lists(server: &Server, owner: &Owner) -> Result<Lists, Fault> {
     let names = |listed: Vec<crate::server::models::Listed>| {
         listed.into_iter().map(|listed| listed.name).collect()
     };
-    blocking(|| Lists {
-        models: names(server.models.models()),
-        loras: names(server.models.loras()),
-        images: store::names(server, owner),
+    blocking(|| {
+        Ok(Lists {
+            models: names(server.models.models()),
+            loras: names(server.models.loras()),
+            images: store::names(server, owner)?,
+        })
     })
 }
 
 pub async fn object_info(
     State(server): State<Arc<Server>>,
     Extension(owner): Extension<Owner>,
-) -> Json<Value> {
-    Json(nodes::object_info(&lists(&server, &owner)))
+) -> Result<Json<Value>, Fault> {
+    Ok(Json(nodes::object_info(&lists(&server, &owner)?)))
 }
 
 /// An empty object for a class that is not known, as in ComfyUI.
@@ -49,9 +51,10 @@ pub async fn object_info_of(
     State(server): State<Arc<Server>>,
     Extension(owner): Extension<Owner>,
     Path(class): Id,
-) -> Json<Value> {
-    let info = nodes::find(&class).map(|node| node.info(&lists(&server, &owner)));
-    Json(info.map_or(json!({}), |info| json!({class: info})))
+) -> Result<Json<Value>, Fault> {
+    let Some(node) = nodes::find(&class) else { return Ok(Json(json!({}))) };
+    let info = node.info(&lists(&server, &owner)?);
+    Ok(Json(json!({class: info})))
 }
 
 pub async fn folders() -> Json<Value> {
@@ -63,7 +66,7 @@ pub async fn folder(
     Extension(owner): Extension<Owner>,
     Path(folder): Id,
 ) -> Result<Json<Value>, Fault> {
-    let lists = lists(&server, &owner);
+    let lists = lists(&server, &owner)?;
     Ok(Json(match folder.as_str() {
         "checkpoints" | "diffusion_models" | "unet_gguf" | "unet" => json!(lists.models),
         "loras" => json!(lists.loras),

@@ -199,7 +199,7 @@ async fn view(
             store::find_uploaded(&server, &owner, &store::joined(folder, name))
         }
         _ => around.drawn(name),
-    });
+    })?;
     let bytes = found.ok_or_else(|| Fault::not_found("there is no image of this name"))?;
     Ok(image(bytes.to_vec(), name))
 }

@@ -31,7 +31,7 @@ pub struct Around<'a> {
 }
 
 impl Surroundings for Around<'_> {
-    fn image(&self, name: &str) -> Option<Bytes> {
+    fn image(&self, name: &str) -> Result<Option<Bytes>, Fault> {
         let (name, kind) = match name.rsplit_once(" [") {
             Some((name, kind)) => (name, kind.trim_end_matches(']')),
             None => (name, "input"),
@@ -42,7 +42,7 @@ impl Surroundings for Around<'_> {
         }
     }
 
-    fn cached_image(&self, id: &str) -> Option<Bytes> {
+    fn cached_image(&self, id: &str) -> Result<Option<Bytes>, Fault> {
         find_cached(self.server, self.owner, id)
     }
 
@@ -52,12 +52,21 @@ impl Surroundings for Around<'_> {
 }
 
 impl Around<'_> {
-    /// The file of a drawn image.
-    pub fn drawn(&self, name: &str) -> Option<Bytes> {
-        let (id, _) = name.rsplit_once('-')?;
-        let job = self.server.job(id, &self.owner.0).ok()?;
-        let output = job.outputs.iter().find(|output| output.file == name)?;
-        self.server.read_result(output).ok().map(Bytes::from)
+    /// The file of a drawn image; `None` if there is none, or none any more.
+    ///
+    /// # Errors
+    /// 503.
+    pub fn drawn(&self, name: &str) -> Result<Option<Bytes>, Fault> {
+        let Some((id, _)) = name.rsplit_once('-') else { return Ok(None) };
+        let found = self.server.job(id, &self.owner.0).and_then(|job| {
+            let output = job.outputs.iter().find(|output| output.file == name);
+            output.map(|output| self.server.read_result(output)).transpose()
+        });
+        match found {
+            Ok(bytes) => Ok(bytes.map(Bytes::from)),
+            Err(fault) if fault.status == 503 => Err(fault),
+            Err(_) => Ok(None),
+        }
     }
 }
 

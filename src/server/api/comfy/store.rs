@@ -3,8 +3,8 @@
 use axum::body::Bytes;
 
 use crate::server::access::Owner;
+use crate::server::fault::Fault;
 use crate::server::state::Server;
-use crate::server::store::Kind;
 
 /// The name of an image in a folder.
 pub fn joined(folder: &str, name: &str) -> String {
@@ -14,18 +14,37 @@ pub fn joined(folder: &str, name: &str) -> String {
     }
 }
 
+/// What the image uploaded as `name` is called among all that the caller has left.
+pub fn upload_key(name: &str) -> String {
+    format!("input:{name}")
+}
+
+/// What the image that the caller has put under `id` is called there.
+pub fn cache_key(id: &str) -> String {
+    format!("cache:{id}")
+}
+
 /// The image that the caller has uploaded as `name`.
-pub fn find_uploaded(server: &Server, owner: &Owner, name: &str) -> Option<Bytes> {
-    server.store.get(&owner.0, Kind::Image, &format!("input:{name}")).map(|(_, bytes)| bytes)
+///
+/// # Errors
+/// 503.
+pub fn find_uploaded(server: &Server, owner: &Owner, name: &str) -> Result<Option<Bytes>, Fault> {
+    server.uploads().get(&owner.0, &upload_key(name))
 }
 
 /// The image that the caller has put under `id`.
-pub fn find_cached(server: &Server, owner: &Owner, id: &str) -> Option<Bytes> {
-    server.store.get(&owner.0, Kind::Image, &format!("cache:{id}")).map(|(_, bytes)| bytes)
+///
+/// # Errors
+/// 503.
+pub fn find_cached(server: &Server, owner: &Owner, id: &str) -> Result<Option<Bytes>, Fault> {
+    server.uploads().get(&owner.0, &cache_key(id))
 }
 
 /// The names of the images that the caller has uploaded.
-pub fn names(server: &Server, owner: &Owner) -> Vec<String> {
-    let all = server.store.list(&owner.0, Kind::Image);
-    all.iter().filter_map(|facts| facts.name.strip_prefix("input:").map(str::to_string)).collect()
+///
+/// # Errors
+/// 503.
+pub fn names(server: &Server, owner: &Owner) -> Result<Vec<String>, Fault> {
+    let all = server.uploads().names(&owner.0)?;
+    Ok(all.iter().filter_map(|name| name.strip_prefix("input:").map(str::to_string)).collect())
 }

@@ -9,14 +9,14 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::prompts::{Around, Id};
-use super::store::{find_cached, joined};
+use super::store::{cache_key, find_cached, joined, upload_key};
 use crate::server::access::Owner;
 use crate::server::api::shared::{form, image};
 use crate::server::body::Whole;
 use crate::server::draft::check_image;
 use crate::server::fault::Fault;
 use crate::server::state::{Server, blocking};
-use crate::server::store::Kind;
+use crate::server::uploads::Upload;
 
 /// The longest name of an image, in bytes.
 const MAX_NAME: usize = 255;
@@ -47,10 +47,8 @@ pub async fn upload(
     let name = blocking(|| {
         let mut candidate = name.clone();
         for number in 1..MAX_COPIES {
-            let key = format!("input:{}", joined(&folder, &candidate));
-            let taken = server.store.get(&owner.0, Kind::Image, &key);
-            if overwrite || taken.is_none_or(|(_, bytes)| bytes == file.bytes) {
-                server.store.put(&owner.0, Kind::Image, &key, Value::Null, &file.bytes)?;
+            let key = upload_key(&joined(&folder, &candidate));
+            if server.uploads().put(&owner.0, &key, &file.bytes, overwrite)? != Upload::Taken {
                 return Ok(candidate);
             }
             candidate = match name.rsplit_once('.') {
@@ -74,10 +72,8 @@ pub async fn put_cached(
         return Err(Fault::invalid("id", "id: expected a shorter one"));
     }
     check_image(&body.bytes).map_err(|fault| fault.parameter("image"))?;
-    let known = blocking(|| find_cached(&server, &owner, &id));
-    let key = format!("cache:{id}");
-    blocking(|| server.store.put(&owner.0, Kind::Image, &key, Value::Null, &body.bytes))?;
-    Ok(if known.is_some() { StatusCode::OK } else { StatusCode::CREATED })
+    let upload = blocking(|| server.uploads().put(&owner.0, &cache_key(&id), &body.bytes, true))?;
+    Ok(if upload == Upload::New { StatusCode::CREATED } else { StatusCode::OK })
 }
 
 /// An image that was put there, or one of `ETN_SaveImageCache`.
@@ -87,7 +83,10 @@ pub async fn get_cached(
     Path(id): Id,
 ) -> Result<Response, Fault> {
     let around = Around { server: &server, owner: &owner };
-    let found = blocking(|| around.drawn(&id).or_else(|| find_cached(&server, &owner, &id)));
+    let found = blocking(|| match around.drawn(&id)? {
+        None => find_cached(&server, &owner, &id),
+        drawn => Ok(drawn),
+    })?;
     let bytes = found.ok_or_else(|| Fault::not_found("there is no image of this id"))?;
     Ok(image(bytes.to_vec(), &id))
 }

@@ -1,28 +1,28 @@
 //! How a process connects to the brokers, and the buckets that it makes and checks there.
 
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::{Config, DiscardPolicy, StorageType};
 use async_nats::jetstream::{self, kv, object_store};
-use async_nats::{ConnectOptions, Event};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::unbounded_channel;
 use tokio::sync::watch;
 
+use super::address::Address;
 use super::link::{Link, MARKERS_KEPT};
+use super::login::{TIMEOUT, login, refusal};
 use crate::error::{Error, Result};
 use crate::server::options::ClusterOptions;
 
-/// How long a request to a broker may take.
-const TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the brokers are asked whether they are there. Two answers may be missing.
-const PING: Duration = Duration::from_secs(3);
 /// Everything in the bucket of images is deleted after this time, if not before.
 const IMAGES_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Messages of this many bytes must be possible: pieces of images, and previews.
+const MESSAGE: usize = 256 << 10;
 /// The oldest version of the brokers.
 const VERSION: (i64, i64, i64) = (2, 12, 0);
 
+<<<<<<< HEAD
 /// Where the brokers are, and the name of the cluster.
 struct Address {
     servers: Vec<String>,
@@ -72,6 +72,8 @@ impl Address {
     }
 }
 
+=======
+>>>>>>> secure
 impl Link {
     /// Connects as `name`, and makes the buckets that do not exist.
     ///
@@ -82,18 +84,19 @@ impl Link {
     pub async fn connect(options: &ClusterOptions, name: &str) -> Result<Arc<Link>> {
         let address = Address::parse(&options.broker)?;
         let connected = watch::Sender::new(Instant::now());
-        let client = login(options, name, connected.clone())
-            .await?
+        let client = login(options, address.secret, name, connected.clone())?
             .connect(&address.servers)
             .await
-            .map_err(|e| {
-                Error::device(format!("the broker cannot be reached: {e}"))
-                    .try_("check that the address is right and that nats-server runs there")
-            })?;
+            .map_err(|e| refusal(&e, options))?;
         if !client.is_server_compatible(VERSION.0, VERSION.1, VERSION.2) {
             return Err(Error::device("the broker is too old")
                 .found(client.server_info().version)
                 .expected(format!("nats-server {}.{} or later", VERSION.0, VERSION.1)));
+        }
+        if client.max_payload() < MESSAGE {
+            return Err(Error::device("the broker takes only short messages")
+                .found(format!("max_payload {}", client.max_payload()))
+                .expected(format!("{MESSAGE} or more")));
         }
         let mut context = jetstream::new(client.clone());
         context.set_timeout(TIMEOUT);
@@ -120,73 +123,23 @@ impl Link {
     }
 }
 
-/// How to connect.
-async fn login(
-    options: &ClusterOptions,
-    name: &str,
-    connected: watch::Sender<Instant>,
-) -> Result<ConnectOptions> {
-    let lost = Arc::new(Mutex::new(None::<Instant>));
-    let mut login = ConnectOptions::new()
-        .name(name)
-        .connection_timeout(TIMEOUT)
-        .request_timeout(Some(TIMEOUT))
-        .ping_interval(PING)
-        .max_reconnects(None)
-        // A front hears of every job and every step.
-        .subscription_capacity(256 << 10)
-        .reconnect_delay_callback(|attempts| {
-            Duration::from_millis((50 * attempts as u64).min(1000))
-        })
-        .event_callback(move |event| {
-            let (connected, lost) = (connected.clone(), lost.clone());
-            async move {
-                let mut lost = lost.lock().unwrap_or_else(PoisonError::into_inner);
-                match event {
-                    Event::Connected => {
-                        if let Some(since) = lost.take() {
-                            let seconds = since.elapsed().as_secs_f64();
-                            tracing::info!("the broker is back after {seconds:.1} s");
-                        }
-                        connected.send_replace(Instant::now());
-                    }
-                    Event::Disconnected => {
-                        lost.get_or_insert_with(Instant::now);
-                        tracing::info!("the connection to the broker is lost");
-                    }
-                    Event::SlowConsumer(_) => {
-                        tracing::warn!("this process does not keep up with the broker");
-                    }
-                    Event::ServerError(error) => tracing::warn!("the broker says: {error}"),
-                    _ => {}
-                }
-            }
-        });
-    let unusable = |what: &str, e: &dyn std::fmt::Display, path: &Path| {
-        Error::argument(format!("{what} cannot be used: {e}")).at_path(path)
-    };
-    if let Some(path) = &options.credentials {
-        login = login
-            .credentials_file(path)
-            .await
-            .map_err(|e| unusable("the file of credentials", &e, path))?;
-    }
-    if let Some(path) = &options.nkey {
-        let seed = std::fs::read_to_string(path).map_err(|e| unusable("the key", &e, path))?;
-        login = login.nkey(seed.trim().to_string());
-    }
-    if let Some(path) = &options.ca_certificates {
-        login = login.add_root_certificates(path.clone());
-    }
-    if let Some((certificate, key)) = &options.certificate {
-        login = login.add_client_certificate(certificate.clone(), key.clone());
-    }
-    Ok(login)
+fn setup_error(name: &str, error: &dyn std::error::Error) -> Error {
+    Error::device(format!("the bucket cannot be used: {error}"))
+        .at(name)
+        .try_("check that JetStream is on (nats-server -js) and that the account may use it")
 }
 
-fn setup_error(what: &str, error: &dyn std::error::Error) -> Error {
-    Error::device(format!("{what} cannot be made on the broker: {error}"))
-        .try_("check that JetStream is on (nats-server -js) and that the account may use it")
+fn creation_error(name: &str, replicas: usize, error: &dyn std::error::Error) -> Error {
+    // 10074: a broker of its own; 10005: not enough brokers in their cluster.
+    match ["error code 10074", "error code 10005"]
+        .iter()
+        .any(|code| error.to_string().contains(code))
+    {
+        true => Error::device(format!("the brokers cannot keep {replicas} copies: {error}"))
+            .at(name)
+            .try_("a cluster of at least as many nats-servers, or a smaller {nats_replicas}"),
+        false => setup_error(name, error),
+    }
 }
 
 /// Opens a bucket of keys and values, or makes it.
@@ -207,10 +160,23 @@ async fn key_values(
             ..kv::Config::default()
         };
         // Another process may make it at the same time: the same is made only once.
-        context.create_key_value(config).await.map_err(|e| setup_error("a bucket", &e))?;
+        let made = context.create_key_value(config).await;
+        made.map_err(|e| creation_error(&bucket, replicas, &e))?;
     }
-    check(context, &format!("KV_{bucket}"), Duration::ZERO, Some(1)).await?;
-    context.get_key_value(&bucket).await.map_err(|e| setup_error("a bucket", &e))
+    let config = checked(context, &format!("KV_{bucket}"), Duration::ZERO, replicas).await?;
+    if config.max_messages_per_subject != 1 {
+        return Err(Error::device("a bucket of the broker keeps another number of revisions")
+            .at(&config.name)
+            .found(config.max_messages_per_subject)
+            .expected(1));
+    }
+    if !config.allow_message_ttl {
+        return Err(Error::device("a bucket of the broker cannot forget single keys")
+            .at(&config.name)
+            .found("allow_msg_ttl: false")
+            .expected("allow_msg_ttl: true"));
+    }
+    context.get_key_value(&bucket).await.map_err(|e| setup_error(&bucket, &e))
 }
 
 /// Opens a bucket of files, or makes it.
@@ -227,42 +193,42 @@ async fn objects(
             num_replicas: replicas,
             ..object_store::Config::default()
         };
-        context.create_object_store(config).await.map_err(|e| setup_error("a bucket", &e))?;
+        let made = context.create_object_store(config).await;
+        made.map_err(|e| creation_error(&bucket, replicas, &e))?;
     }
-    check(context, &format!("OBJ_{bucket}"), IMAGES_KEPT, None).await?;
-    context.get_object_store(&bucket).await.map_err(|e| setup_error("a bucket", &e))
+    checked(context, &format!("OBJ_{bucket}"), IMAGES_KEPT, replicas).await?;
+    context.get_object_store(&bucket).await.map_err(|e| setup_error(&bucket, &e))
 }
 
-/// Checks that what a stream keeps is what a cluster needs: somebody may have made it by hand.
-async fn check(
+/// The settings of a stream, of which is checked that it keeps what a cluster needs: somebody may
+/// have made it by hand.
+async fn checked(
     context: &jetstream::Context,
-    stream: &str,
+    name: &str,
     max_age: Duration,
-    history: Option<i64>,
-) -> Result<()> {
-    let stream = context.get_stream(stream).await.map_err(|e| setup_error("a bucket", &e))?;
-    let config = &stream.cached_info().config;
-    if config.storage != jetstream::stream::StorageType::File {
+    replicas: usize,
+) -> Result<Config> {
+    let stream = context.get_stream(name).await.map_err(|e| setup_error(name, &e))?;
+    let config = stream.cached_info().config.clone();
+    if config.storage != StorageType::File {
         return Err(Error::device("a bucket of the broker is not durable")
-            .at(&config.name)
+            .at(name)
             .found("storage in memory")
             .expected("storage in files"));
     }
     if config.max_age != max_age {
         return Err(Error::device("a bucket of the broker forgets at another time")
-            .at(&config.name)
+            .at(name)
             .found(format!("max_age {} s", config.max_age.as_secs()))
             .expected(format!("max_age {} s", max_age.as_secs())));
     }
-    match history {
-        Some(history) if config.max_messages_per_subject != history => {
-            Err(Error::device("a bucket of the broker keeps another number of revisions")
-                .at(&config.name)
-                .found(config.max_messages_per_subject)
-                .expected(history))
-        }
-        _ => Ok(()),
+    if config.discard != DiscardPolicy::New {
+        return Err(Error::device("a bucket of the broker forgets when it is full")
+            .at(name)
+            .found("discard: old")
+            .expected("discard: new"));
     }
+<<<<<<< HEAD
 }
 
 #[cfg(test)]
@@ -300,5 +266,14 @@ mod tests {
             let told = format!("{e} {}", e.hint().unwrap_or_default());
             assert!(!told.contains("word"), "{told}");
         }
+=======
+    if config.num_replicas < replicas {
+        let found = config.num_replicas;
+        tracing::warn!(
+            "{name} has {found} copies instead of {replicas}, because it was made so: the number of \
+             replicas of a stream can be changed with the tools of NATS"
+        );
+>>>>>>> secure
     }
+    Ok(config)
 }

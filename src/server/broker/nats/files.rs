@@ -27,11 +27,18 @@ impl Link {
     /// 503, and 500 if the file cannot be read.
     pub async fn put_file(&self, path: &Path) -> Result<(), Fault> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let mut file = tokio::io::BufReader::new(std::io::Cursor::new(
-            std::fs::read(path).map_err(|_| Fault::internal("an image cannot be read"))?,
-        ));
+        let bytes = std::fs::read(path).map_err(|_| Fault::internal("an image cannot be read"))?;
+        self.put_bytes(&name, &bytes).await
+    }
+
+    /// Stores `bytes` as `name`.
+    ///
+    /// # Errors
+    /// 503.
+    pub async fn put_bytes(&self, name: &str, mut bytes: &[u8]) -> Result<(), Fault> {
+        let name = name.to_string();
         let meta = ObjectMetadata { name, chunk_size: Some(CHUNK), ..ObjectMetadata::default() };
-        let stored = tokio::time::timeout(PATIENCE, self.images.put(meta, &mut file)).await;
+        let stored = tokio::time::timeout(PATIENCE, self.images.put(meta, &mut bytes)).await;
         stored.map_err(|e| unreachable(&e))?.map(drop).map_err(|e| unreachable(&e))
     }
 
@@ -40,18 +47,27 @@ impl Link {
     /// # Errors
     /// 410 if there is none, 503, and 500 if it cannot be written.
     pub async fn get_file(&self, name: &str, path: &Path) -> Result<(), Fault> {
-        let got = tokio::time::timeout(PATIENCE, self.read_file(name, path)).await;
+        let bytes = self.get_bytes(name).await?;
+        write_beside(path, &bytes).map_err(|_| Fault::internal("an image cannot be stored"))
+    }
+
+    /// The bytes of the file called `name`.
+    ///
+    /// # Errors
+    /// 410 if there is none, 503.
+    pub async fn get_bytes(&self, name: &str) -> Result<Vec<u8>, Fault> {
+        let got = tokio::time::timeout(PATIENCE, self.read_object(name)).await;
         got.map_err(|e| unreachable(&e))?
     }
 
-    async fn read_file(&self, name: &str, path: &Path) -> Result<(), Fault> {
+    async fn read_object(&self, name: &str) -> Result<Vec<u8>, Fault> {
         let mut object = self.images.get(name).await.map_err(|e| match e.kind() {
             GetErrorKind::NotFound => expired(),
             _ => unreachable(&e),
         })?;
         let mut bytes = Vec::with_capacity(object.info().size);
         object.read_to_end(&mut bytes).await.map_err(|e| unreachable(&e))?;
-        write_beside(path, &bytes).map_err(|_| Fault::internal("an image cannot be stored"))
+        Ok(bytes)
     }
 
     /// Deletes the files of a job.

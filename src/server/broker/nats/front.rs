@@ -24,6 +24,7 @@ use crate::server::job::{Job, Outcome, State, hex, random_hex};
 use crate::server::limits::{Charge, Verdict};
 use crate::server::options::ClusterOptions;
 use crate::server::questions::{PlanQuery, busy};
+use crate::server::uploads::Uploads;
 use crate::server::wait::expired;
 
 /// How long jobs are remembered that are over, in seconds: every front has them in memory.
@@ -43,6 +44,8 @@ pub struct FrontBroker {
     secret: String,
     data: DataFolder,
     news: Mutex<Option<UnboundedReceiver<News>>>,
+    /// When images that clients had left were looked through last.
+    pub(super) swept: Mutex<Option<Instant>>,
 }
 
 impl FrontBroker {
@@ -64,7 +67,8 @@ impl FrontBroker {
         tokio::spawn(super::leader::lead(hub.clone()));
         let clock = Clock::after(lock(&hub.mirror).newest());
         let news = Mutex::new(Some(news));
-        Ok(FrontBroker { hub, clock, max_queued, secret, data, news })
+        let swept = Mutex::default();
+        Ok(FrontBroker { hub, clock, max_queued, secret, data, news, swept })
     }
 
     fn link(&self) -> &Link {
@@ -361,6 +365,7 @@ impl Broker for FrontBroker {
                     .map_err(|e| unreachable(&e))?;
                 lock(&self.hub.mirror).remove(id);
             }
+            self.sweep_uploads();
         }
         Ok(data.into_iter().map(|record| record.id.clone()).collect())
     }
@@ -422,6 +427,10 @@ impl Broker for FrontBroker {
             return Err(expired());
         }
         self.link().wait(self.link().get_file(name, path))
+    }
+
+    fn uploads(&self) -> Option<&dyn Uploads> {
+        Some(self)
     }
 
     fn calls_here(&self) -> bool {

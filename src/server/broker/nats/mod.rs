@@ -6,6 +6,7 @@
 //! order that one machine has. What is sent otherwise (signs of life, progress, previews) may be
 //! lost without harm.
 
+mod address;
 mod connect;
 mod files;
 mod front;
@@ -13,12 +14,14 @@ mod hub;
 mod leader;
 mod limits;
 mod link;
+mod login;
 mod mirror;
 mod record;
 mod schedule;
 mod simulate;
 mod status;
 mod tasks;
+mod uploads;
 mod worker;
 
 pub use front::FrontBroker;

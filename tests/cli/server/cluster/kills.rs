@@ -127,7 +127,7 @@ fn many_jobs_are_all_drawn_once_while_workers_and_the_broker_are_killed() {
             while !done.load(Ordering::Relaxed) {
                 for server in both {
                     let Some((200, jobs)) =
-                        request(server, "GET", "foo", "/api/v2/jobs?limit=200", &[], "")
+                        request(server, "GET", "foo", "/api/v2/jobs?limit=100", &[], "")
                     else {
                         continue;
                     };
@@ -175,7 +175,8 @@ fn many_jobs_are_all_drawn_once_while_workers_and_the_broker_are_killed() {
     }
 }
 
-/// Kills a worker now and then, and the broker in the middle. Returns how many workers.
+/// Kills workers at random while the jobs are submitted, and the broker in the middle. Returns how
+/// many workers.
 fn kill_at_random(
     workers: &mut [Worker],
     broker: &mut Broker,
@@ -183,25 +184,26 @@ fn kill_at_random(
     count: usize,
     start: impl Fn(usize) -> Worker,
 ) -> usize {
+    let most = 4 + count / 100;
     let (mut kills, mut random, mut broken) = (0, 7_u64, false);
-    while ids.lock().unwrap().len() < count {
-        std::thread::sleep(Duration::from_millis(700));
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        let victim = (random >> 33) as usize % workers.len();
-        if kills < 6 {
+    loop {
+        let submitted = ids.lock().unwrap().len();
+        if submitted >= count && kills >= most && broken {
+            return kills;
+        }
+        if kills < most && submitted * (most + 1) >= (kills + 1) * count {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            let victim = (random >> 33) as usize % workers.len();
             kill(workers[victim].child.id(), "-KILL");
             kills += 1;
             workers[victim] = start(10 + kills);
         }
-        if !broken && ids.lock().unwrap().len() > count / 2 {
+        if !broken && submitted * 2 > count {
             broker.restart();
             broken = true;
         }
+        std::thread::sleep(Duration::from_millis(50));
     }
-    if !broken {
-        broker.restart();
-    }
-    kills
 }
 
 /// Every job was accepted once and is over once, and the limits were kept.

@@ -65,11 +65,11 @@ impl Reader<'_> {
             }
             "ETN_LoadImageCache" => {
                 let id = self.text(node, "id")?;
-                self.around.cached_image(&id).ok_or_else(missing)?
+                self.around.cached_image(&id)?.ok_or_else(missing)?
             }
             _ => {
                 let name = self.text(node, "image")?;
-                self.around.image(&name).ok_or_else(missing)?
+                self.around.image(&name)?.ok_or_else(missing)?
             }
         };
         let size = image_size(&bytes, u64::MAX);

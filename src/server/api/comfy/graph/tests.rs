@@ -7,18 +7,18 @@ use crate::pipeline::request::Image;
 struct Nothing;
 
 impl Surroundings for Nothing {
-    fn image(&self, name: &str) -> Option<Bytes> {
+    fn image(&self, name: &str) -> Result<Option<Bytes>, Fault> {
         let rgb = match name {
             "photo.png" => vec![9; 100 * 50 * 3],
             // White on the right.
             "mask.png" => (0..100 * 50).flat_map(|i| [255 * u8::from(i % 100 >= 60); 3]).collect(),
-            _ => return None,
+            _ => return Ok(None),
         };
         let image = Image { width: 100, height: 50, rgb };
-        Some(encode(&image, Format::Png, 90, "").unwrap().into())
+        Ok(Some(encode(&image, Format::Png, 90, "").unwrap().into()))
     }
 
-    fn cached_image(&self, id: &str) -> Option<Bytes> {
+    fn cached_image(&self, id: &str) -> Result<Option<Bytes>, Fault> {
         self.image(id)
     }
 

@@ -1,0 +1,61 @@
+//! Images that clients leave for later requests: on the only machine in its
+//! [`Store`], in a cluster where every front finds them.
+
+use axum::body::Bytes;
+use serde_json::Value;
+
+use super::fault::Fault;
+use super::store::{Kind, Store};
+
+/// What became of an image that a client has sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Upload {
+    /// It is there under a new name.
+    New,
+    /// It is there under a name that was known.
+    Known,
+    /// It is not there: its name has another image.
+    Taken,
+}
+
+/// Where the images are. Each owner sees only its own. They are kept for the
+/// [`life`](Kind::life) of [`Kind::Image`].
+pub trait Uploads {
+    /// Stores an image durably. One of the same name and with other content is replaced only if
+    /// `overwrite` says so.
+    ///
+    /// # Errors
+    /// 507 if the owner has too many already, 503, 500 if it cannot be written.
+    fn put(&self, owner: &str, name: &str, bytes: &[u8], overwrite: bool) -> Result<Upload, Fault>;
+
+    /// The image of this name.
+    ///
+    /// # Errors
+    /// 503.
+    fn get(&self, owner: &str, name: &str) -> Result<Option<Bytes>, Fault>;
+
+    /// The names of all images of `owner`, the newest first.
+    ///
+    /// # Errors
+    /// 503.
+    fn names(&self, owner: &str) -> Result<Vec<String>, Fault>;
+}
+
+impl Uploads for Store {
+    fn put(&self, owner: &str, name: &str, bytes: &[u8], overwrite: bool) -> Result<Upload, Fault> {
+        let known = Store::get(self, owner, Kind::Image, name);
+        if known.as_ref().is_some_and(|(_, known)| !overwrite && known != bytes) {
+            return Ok(Upload::Taken);
+        }
+        Store::put(self, owner, Kind::Image, name, Value::Null, bytes)?;
+        Ok(if known.is_some() { Upload::Known } else { Upload::New })
+    }
+
+    fn get(&self, owner: &str, name: &str) -> Result<Option<Bytes>, Fault> {
+        Ok(Store::get(self, owner, Kind::Image, name).map(|(_, bytes)| bytes))
+    }
+
+    fn names(&self, owner: &str) -> Result<Vec<String>, Fault> {
+        Ok(self.list(owner, Kind::Image).into_iter().map(|facts| facts.name).collect())
+    }
+}
