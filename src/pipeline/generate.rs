@@ -285,8 +285,16 @@ fn warn_of_changes(
         }
     }
     if model.reads_kontext() && request.references.is_empty() {
-        let note = "FLUX.1 Kontext edits the image of {reference}; without one it draws from the \
-                    prompt, as [dev] does";
+        let note = match request.init.is_some() {
+            true => {
+                "FLUX.1 Kontext edits the image of {reference}; without one it starts from the \
+                 image of {init}, as [dev] does"
+            }
+            false => {
+                "FLUX.1 Kontext edits the image of {reference}; without one it draws from the \
+                 prompt, as [dev] does"
+            }
+        };
         send(on, Event::note(note))?;
     }
     if !request.styles.is_empty() && settings.cfg_scale != 1.0 {
