@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::common::{psnr, temp_dir};
 
 /// A run of the program that has ended.
-struct Ran {
+pub struct Ran {
     output: Output,
     /// The driver's report: one object for each kernel, device and kind of copy. Empty if no device
     /// was opened.
@@ -28,19 +28,19 @@ impl Ran {
     }
 
     #[track_caller]
-    fn succeeded(self) -> Ran {
+    pub fn succeeded(self) -> Ran {
         assert!(self.output.status.success(), "{}", self.messages());
         self
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.output.stdout)
             .unwrap_or_else(|e| panic!("{e}: {}", self.messages()))
     }
 
     /// The object that has this key.
     #[track_caller]
-    fn line(&self, key: &str) -> &Value {
+    pub fn line(&self, key: &str) -> &Value {
         self.report
             .iter()
             .find(|v| v.get(key).is_some())
@@ -66,7 +66,7 @@ impl Ran {
 
 /// Runs the program on the fake driver with `settings`. `None`, with a message, where the fake
 /// driver does not work.
-fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
+pub fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
     program_with(&[], settings, arguments)
 }
 
@@ -248,7 +248,7 @@ fn without_a_driver_there_is_no_gpu() {
 }
 
 /// A checkpoint in scaled fp8, as ComfyUI stores them.
-fn spec(
+pub fn spec(
     flux: &FluxConfig,
     t5: &T5Config,
     clip: &ClipConfig,
@@ -304,7 +304,7 @@ fn small(folder: &Path) -> PathBuf {
 
 /// The megabytes that a refusal suggests for `flag`.
 #[track_caller]
-fn named(ran: &Ran, flag: &str) -> String {
+pub fn named(ran: &Ran, flag: &str) -> String {
     let messages = ran.messages();
     assert_eq!(ran.output.status.code(), Some(5), "{messages}");
     let number = messages.split(&format!("{flag} ")).nth(1).and_then(|t| t.split('M').next());
