@@ -16,7 +16,7 @@ use image::{GrayImage, Luma, Rgb, RgbImage};
 use serde_json::{Value, json};
 
 use crate::common::temp_dir;
-use crate::cuda::program::{named, program, spec};
+use crate::cuda::program::{named, program, small_flux, spec};
 
 /// Of the fake driver, in bytes.
 const CONTEXT: u64 = 300 << 20;
@@ -27,7 +27,7 @@ const CASES: [(&str, &str, &[&str]); 7] = [
     ("margins", "flux1-dev", &["-i", "photo.png", "--outpaint", "40,0,40,0"]),
     ("fill", "flux1-fill-dev", &["-i", "photo.png", "--mask", "mask.png"]),
     ("control", "flux1-depth-dev", &["--control", "photo.png"]),
-    ("references", "flux1-kontext-dev", &["--reference", "photo.png", "--reference", "mask.png"]),
+    ("reference", "flux1-kontext-dev", &["--reference", "photo.png"]),
     (
         "styles",
         "flux1-dev",
@@ -59,17 +59,7 @@ const CASES: [(&str, &str, &[&str]); 7] = [
 ];
 
 fn small(in_channels: usize) -> FluxConfig {
-    FluxConfig {
-        in_channels,
-        hidden: 512,
-        heads: 4,
-        mlp_hidden: 2048,
-        depth_double: 2,
-        depth_single: 6,
-        context: 128,
-        pooled: 64,
-        ..FluxConfig::dev()
-    }
+    FluxConfig { in_channels, ..small_flux() }
 }
 
 /// Writes a transformer with its text encoders and autoencoder as a sparse file of zeros.
@@ -179,7 +169,7 @@ fn plans_of_requests_with_images_predict_device_memory() {
     }
 }
 
-/// On the CPU: the process stays below the least memory that the refusal of a plan names.
+/// On the CPU: the process stays below the least memory that refusals of a plan name.
 #[cfg(target_os = "linux")]
 #[test]
 fn requests_with_images_stay_within_the_least_memory() {
@@ -198,10 +188,20 @@ fn requests_with_images_stay_within_the_least_memory() {
             let more = more.iter().map(|s| s.to_string());
             run(&more.chain(request.iter().cloned()).collect::<Vec<_>>())
         };
-        let (code, _, said) = with(&["plan", "--device", "cpu", "--ram", "1M"]);
-        assert_eq!(code, Some(5), "{name}: {said}");
-        let hint = said.split("--ram ").nth(1).and_then(|text| text.split('M').next());
-        let least: u64 = hint.unwrap().parse().unwrap_or_else(|_| panic!("{name}: {said}"));
+        // Images are decoded before the model is planned: the first refusal may speak of them only.
+        let mut least = 1;
+        for refusals in 0.. {
+            let ram = format!("{least}M");
+            let (code, _, said) = with(&["plan", "--device", "cpu", "--ram", &ram]);
+            if code == Some(0) {
+                break;
+            }
+            assert!(code == Some(5) && refusals < 3, "{name} in {ram}: {said}");
+            let hint = said.split("--ram ").nth(1).and_then(|text| text.split('M').next());
+            let named: u64 = hint.unwrap().parse().unwrap_or_else(|_| panic!("{name}: {said}"));
+            assert!(named > least, "{name} in {ram}: {said}");
+            least = named;
+        }
         let ram = format!("{least}M");
         let base = ["--device", "cpu", "--threads", "2", "--json", "-o", "out.png", "--ram", &ram];
         let (code, out, said) = with(&base);
