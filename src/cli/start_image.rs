@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::args::{EngineArgs, RequestArgs};
-use super::values::{Budget, StyleArg};
+use super::values::Budget;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::pipeline::Engine;

@@ -57,7 +57,7 @@ fn control_and_style_images_count_against_the_bound() {
         ("--controlnet", "net.safetensors:photo.png", "the image of a ControlNet"),
     ];
     for (option, value, what) in options {
-        let (code, said, _) = run(dir.path(), &[option, value, "-o", "x.png", "--ram", "150M"]);
+        let (code, said, _) = run(dir.path(), &[option, value, "-o", "x.png", "--ram", "120M"]);
         assert_eq!(code, Some(5), "{said}");
         assert!(said.contains(what) && said.contains(option), "{said}");
         // These are decoded as a whole, whatever their format.
