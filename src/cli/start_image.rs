@@ -176,7 +176,7 @@ impl SeenImages {
         });
         let at = |e: Error| e.at_parameter("style");
         let opened = |path: &PathBuf| Ok((path.clone(), ImageFile::open(path)?));
-        let seen = |path: &PathBuf, parameter| {
+        let seen = |path: &PathBuf, parameter: &str| {
             let file = ImageFile::open(path).map_err(|e| e.at_parameter(parameter))?;
             // Before the model is opened for nothing.
             let fits = file.check_whole();
