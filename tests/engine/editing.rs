@@ -26,8 +26,8 @@ const CASES: [(&str, &str, &[&str]); 7] = [
     ("mask", "flux1-dev", &["-i", "photo.png", "--mask", "mask.png", "--mask-blur", "4"]),
     ("margins", "flux1-dev", &["-i", "photo.png", "--outpaint", "40,0,40,0"]),
     ("fill", "flux1-fill-dev", &["-i", "photo.png", "--mask", "mask.png"]),
-    ("control", "flux1-depth-dev", &["--control", "photo.png"]),
-    ("reference", "flux1-kontext-dev", &["--reference", "photo.png"]),
+    ("control", "flux1-depth-dev", &["--control", "photo.png", "--size", "256x256"]),
+    ("reference", "flux1-kontext-dev", &["--reference", "photo.png", "--size", "256x256"]),
     (
         "styles",
         "flux1-dev",
@@ -40,6 +40,8 @@ const CASES: [(&str, &str, &[&str]); 7] = [
             "redux.safetensors",
             "--siglip",
             "siglip.safetensors",
+            "--size",
+            "256x256",
         ],
     ),
     (
