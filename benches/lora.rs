@@ -1,6 +1,7 @@
 //! The cost of adapters: one double and one single block of FLUX.1's real width at 1024 image and
-//! text tokens, every layer with none, one, or four LoRAs of rank 16, a LoKr, or a DoRA.
+//! text tokens, every layer with none, one, or four LoRAs of rank 16, a LoHa, a LoKr, or a DoRA.
 //!
+//! A LoHa of two products of rank 8 is computed as a LoRA of rank 64, one of rank 16 as one of 256.
 //! A LoKr of factor 16 (w1 of 16 x 16) adds 1 / 16 of the products and two passes over the outputs.
 //! A DoRA of rows adds factors to the LoRA's products, a DoRA of columns one pass over the inputs.
 //!
@@ -32,7 +33,7 @@ mod weights;
 type Adapter = fn(&WeightSpec) -> Option<LinearChange>;
 
 /// The adapters, with their names.
-fn adapters() -> [(&'static str, Adapter); 6] {
+fn adapters() -> [(&'static str, Adapter); 7] {
     fn side(w: &WeightSpec, rank: usize) -> LinearChange {
         LinearChange { rows: w.rows, rank: Some(rank), ..LinearChange::default() }
     }
@@ -40,6 +41,7 @@ fn adapters() -> [(&'static str, Adapter); 6] {
         ("0 of rank 16", |_| None),
         ("1 of rank 16", |w| Some(side(w, 16))),
         ("4 of rank 16", |w| Some(side(w, 64))),
+        ("LoHa of rank 16", |w| Some(side(w, 16 * 16))),
         ("LoKr of factor 16", |w| {
             let (rows, cols) = (w.rows.div_ceil(16), w.cols / 16);
             let kind = TermKind::Kronecker { outer: (16, 16), inner: (rows, cols), skip: 0 };

@@ -31,7 +31,8 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let begin = Instant::now();
     let mut pipeline = open(&args.engine, &mut progress)?;
     fit_to_model(&mut request, &args.request, &pipeline);
-    request.references = seen.decode_references(&request, args.engine.ram.size(), &pipeline)?;
+    let ram = args.engine.ram.size();
+    seen.decode_for(std::slice::from_mut(&mut request), ram, &pipeline)?;
     // Embeddings read from the cache would not be timed.
     pipeline.use_text_cache(false);
     let load = begin.elapsed().as_secs_f64();

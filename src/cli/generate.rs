@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 
 use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
 use super::progress::{self, Progress};
-use super::start_image::{SeenImages, StartImage, load_control_image};
+use super::start_image::{SeenImages, StartImage};
 use super::target::Target;
 use super::values::{Budget, ControlNetArg, Seed, Size};
 use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
 use crate::pipeline::images::{
-    Metadata, Provenance, load_init_image, provenance_of, read_provenance, read_stream, to_bytes,
+    Metadata, Provenance, provenance_of, read_provenance, read_stream, to_bytes,
 };
 use crate::pipeline::models::ModelPlaces;
 use crate::pipeline::request::{Generated, MIN_SIDE, Options, Request, Settings};
@@ -183,7 +183,7 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     options.files.plan_only = true;
     let engine = open_with(options, &mut progress)?;
     fit_to_model(&mut request, &args.request, &engine);
-    request.references = seen.decode_references(&request, args.engine.ram.size(), &engine)?;
+    seen.decode_for(std::slice::from_mut(&mut request), args.engine.ram.size(), &engine)?;
     let plan = engine.plan(&request)?;
     progress.finish();
     if how.json {
@@ -197,7 +197,7 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
 
 /// Replaces what `args` set in `request`, reads the scheduler's configuration, and checks the
 /// whole, with the other images that were read. Placeholders for an image to start from and for
-/// references make the request complete.
+/// what models see make the request complete.
 pub fn fill(
     request: &mut Request,
     args: &RequestArgs,
@@ -209,12 +209,8 @@ pub fn fill(
         let config = ScheduleConfig::open(path).map_err(|e| e.at_parameter("scheduler"))?;
         typed.scheduler = Some(config);
     }
-    if let Some(path) = &args.control {
-        typed.control = Some(load_init_image(path)?);
-    }
     seen.add_to(&mut typed);
     for (i, ControlNetArg { choice, image }) in args.controlnets.iter().enumerate() {
-        typed.control_images.push(load_control_image(image)?);
         typed.controlnets.push(match choice.name.is_empty() {
             false => choice.clone(),
             true => request.controlnets.get(i).cloned().ok_or_else(|| {
@@ -297,10 +293,7 @@ impl Job<'_> {
         let mut pipeline = open_with(options, &mut progress)?;
         requests.iter_mut().for_each(|request| fit_to_model(request, args, &pipeline));
         let InputFiles { start, seen } = files;
-        let references = seen.decode_references(&requests[0], engine.ram.size(), &pipeline)?;
-        if !references.is_empty() {
-            requests.iter_mut().for_each(|request| request.references.clone_from(&references));
-        }
+        seen.decode_for(&mut requests, engine.ram.size(), &pipeline)?;
         if let Some(recorded) = &recorded {
             recorded.check(&pipeline, &requests[0], &progress)?;
         }

@@ -13,7 +13,7 @@ use crate::host;
 use crate::pipeline::images::metadata::NO_SETTINGS;
 use crate::pipeline::images::{Provenance, provenance_of, read_provenance, read_stream};
 use crate::pipeline::inspect_weights;
-use crate::pipeline::request::LoraChoice;
+use crate::pipeline::request::{ControlNetChoice, LoraChoice};
 
 /// Prints the settings in an image, or what a model file or folder contains.
 pub fn inspect(path: &Path, how: How) -> Result<()> {
@@ -108,6 +108,7 @@ fn lines(found: &Provenance) -> String {
         text += &match (name.as_str(), value) {
             ("width", _) => format!("size: {}x{}\n", settings.width, settings.height),
             ("height" | "model hash" | "loras" | "lora hashes" | "only", _) => continue,
+            ("controlnets" | "controlnet hashes", _) => continue,
             ("style strengths", _) if settings.style_strengths.is_empty() => continue,
             ("style strengths", _) => {
                 let all: Vec<String> =
@@ -125,6 +126,8 @@ fn lines(found: &Provenance) -> String {
     }
     let lora = |l: &LoraChoice| format!("lora: {} at {}\n", l.name, l.plain_strengths());
     text += &settings.loras.iter().map(lora).collect::<String>();
+    let net = |c: &ControlNetChoice| format!("controlnet: {} at {}\n", c.name, c.plain_strength());
+    text += &settings.controlnets.iter().map(net).collect::<String>();
     if let Some(index) = found.index.filter(|_| settings.count > 1) {
         text += &format!("image: {} of {}\n", index + 1, settings.count);
     }

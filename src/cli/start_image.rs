@@ -1,10 +1,10 @@
 //! The image of `--init-img`: checked before the model is opened, decoded afterwards, within the
-//! bound on memory. Reference images, which are made smaller at once.
+//! bound on memory. The other images that models see.
 
 use std::path::{Path, PathBuf};
 
 use super::args::{EngineArgs, RequestArgs};
-use super::values::{Budget, StyleArg};
+use super::values::Budget;
 use crate::error::{Error, Result};
 use crate::host;
 use crate::pipeline::Engine;
@@ -55,8 +55,14 @@ impl StartImage {
             Some(path) => Some((path, ImageFile::open(path)?)),
             None => None,
         };
+        // No bound on memory is enough for those that are refused.
+        self.file.check_whole().map_err(|e| e.at_path(&self.path))?;
+        if let Some((path, file)) = &mask {
+            file.check_whole().map_err(|e| e.at_path(path).at_parameter("mask"))?;
+        }
         let mask_bytes = mask.as_ref().map_or(0, |(_, file)| file.mask_bytes());
-        self.check_memory(self.file.mask_bytes() + mask_bytes, ram)?;
+        let bytes = self.file.mask_bytes() + mask_bytes;
+        check_ram(ram.size(), START, Reading::Whole, bytes, &self.path)?;
         let (image, transparent) =
             self.file.decode_with_mask().map_err(|e| e.at_path(&self.path))?;
         let is_transparent = mask.is_none() && transparent.is_some();
@@ -119,61 +125,120 @@ impl StartImage {
             pipeline.plan(request)?;
         }
         let Settings { width, height, .. } = pipeline.settings(request)?;
-        self.check_memory(self.file.fitted_bytes(width, height), engine.ram)?;
+        let bytes = self.file.fitted_bytes(width, height);
+        check_ram(engine.ram.size(), START, Reading::Rows, bytes, &self.path)?;
         self.file.fitted(width, height).map(Some).map_err(|e| e.at_path(&self.path))
-    }
-
-    /// Checks that `bytes` for decoding fit in `ram`.
-    ///
-    /// # Errors
-    /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
-    fn check_memory(&self, bytes: u64, ram: Budget) -> Result<()> {
-        check_ram(ram.size(), "the image to start from", bytes, &self.path)
     }
 }
 
-/// Images that a model looks at, besides the one to start from.
+/// Images that a model looks at, besides the one to start from: read, and not decoded before the
+/// model is open, but for styles. Decoding is within `--ram` then, and what they need is known.
 pub struct SeenImages {
-    /// Not decoded yet: in which size they are read depends on the model.
     references: Vec<(PathBuf, ImageFile)>,
     pub styles: Vec<Image>,
+    /// What a model for Canny or Depth sees.
+    control: Option<(PathBuf, ImageFile)>,
+    /// What each ControlNet sees.
+    control_images: Vec<(PathBuf, ImageFile)>,
+}
+
+/// The images of [`SeenImages`] that are decoded late.
+struct Decoded {
+    references: Vec<Image>,
+    control: Option<Image>,
+    control_images: Vec<ControlImage>,
+}
+
+impl Decoded {
+    fn give(self, request: &mut Request) {
+        if !self.references.is_empty() {
+            request.references = self.references;
+        }
+        if self.control.is_some() {
+            request.control = self.control;
+        }
+        if !self.control_images.is_empty() {
+            request.control_images = self.control_images;
+        }
+    }
 }
 
 impl SeenImages {
-    /// Those that the arguments name, if there is memory to decode them one after another within
+    /// Those that the arguments name, if there is memory to decode styles one after another within
     /// `ram`.
     ///
     /// # Errors
     /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
     pub fn load(args: &RequestArgs, ram: Option<ByteSize>) -> Result<SeenImages> {
-        let style = |style: &StyleArg| {
+        let styles = args.styles.iter().map(|style| {
             let file = ImageFile::open(&style.path)?;
-            check_ram(ram, "the style image", file.whole_bytes(), &style.path)?;
-            file.decode().map_err(|e| e.at_path(&style.path))
-        };
-        let styles = args.styles.iter().map(style);
+            whole(&style.path, &file, "the style image", ram)
+        });
         let at = |e: Error| e.at_parameter("style");
-        let reference = |path: &PathBuf| Ok((path.clone(), ImageFile::open(path)?));
+        let opened = |path: &PathBuf| Ok((path.clone(), ImageFile::open(path)?));
+        let seen = |path: &PathBuf, parameter: &str| {
+            let file = ImageFile::open(path).map_err(|e| e.at_parameter(parameter))?;
+            // Before the model is opened for nothing.
+            let fits = file.check_whole();
+            fits.map_err(|e| e.at_path(path).at_parameter(parameter))?;
+            Ok((path.clone(), file))
+        };
+        let nets = args.controlnets.iter().map(|net| seen(&net.image, "controlnet"));
         Ok(SeenImages {
-            references: args.references.iter().map(reference).collect::<Result<_>>()?,
+            references: args.references.iter().map(opened).collect::<Result<_>>()?,
             styles: styles.collect::<Result<_>>().map_err(at)?,
+            control: args.control.as_ref().map(|path| seen(path, "control")).transpose()?,
+            control_images: nets.collect::<Result<_>>()?,
         })
     }
 
-    /// Gives `request` the images, with placeholders for references.
+    /// Gives `request` the images, with placeholders for those that are not decoded yet.
     pub fn add_to(&self, request: &mut Request) {
-        let placeholder = Image { width: 1, height: 1, rgb: vec![0; 3] };
-        request.references = vec![placeholder; self.references.len()];
+        let placeholder = || Image { width: 1, height: 1, rgb: vec![0; 3] };
+        request.references = vec![placeholder(); self.references.len()];
         request.styles.clone_from(&self.styles);
+        request.control = self.control.as_ref().map(|_| placeholder());
+        let seen = self.control_images.iter();
+        request.control_images = seen.map(|_| ControlImage::from(placeholder())).collect();
     }
 
-    /// The references in the size in which `pipeline` reads them, decoded one after another within
-    /// `ram`, for `request`, which has placeholders for them.
+    /// Gives `requests`, which differ in their prompts, the images in place of the placeholders:
+    /// decoded one after another within `ram`, references in the size in which `pipeline` reads
+    /// them.
     ///
     /// # Errors
     /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough, and the error of
-    /// a model that reads none.
-    pub fn decode_references(
+    /// a model that reads no references.
+    pub fn decode_for(
+        &self,
+        requests: &mut [Request],
+        ram: Option<ByteSize>,
+        pipeline: &Engine,
+    ) -> Result<()> {
+        let Some((last, others)) = requests.split_last_mut() else { return Ok(()) };
+        let control = self.control.as_ref().map(|(path, file)| {
+            let image = whole(path, file, "the control image", ram);
+            image.map_err(|e| e.at_parameter("control"))
+        });
+        let nets = self.control_images.iter().map(|(path, file)| {
+            let image = control_image(path, file, ram);
+            image.map_err(|e| e.at_parameter("controlnet"))
+        });
+        let decoded = Decoded {
+            references: self.decode_references(last, ram, pipeline)?,
+            control: control.transpose()?,
+            control_images: nets.collect::<Result<_>>()?,
+        };
+        for request in others {
+            let Decoded { references, control, control_images } = &decoded;
+            let (references, control) = (references.clone(), control.clone());
+            Decoded { references, control, control_images: control_images.clone() }.give(request);
+        }
+        decoded.give(last);
+        Ok(())
+    }
+
+    fn decode_references(
         &self,
         request: &Request,
         ram: Option<ByteSize>,
@@ -187,42 +252,70 @@ impl SeenImages {
             return pipeline.settings(request).map(|_| Vec::new());
         };
         let decode = |(path, file): &(PathBuf, ImageFile)| {
-            check_ram(ram, "the reference image", file.reference_bytes(size), path)?;
+            let bytes = file.reference_bytes(size);
+            check_ram(ram, "the reference image", Reading::Rows, bytes, path)?;
             file.reference(size).map_err(|e| e.at_path(path))
         };
         self.references.iter().map(decode).collect()
     }
 }
 
+/// The image of `--init-img` in errors.
+const START: &str = "the image to start from";
+
+/// How an image file is decoded.
+enum Reading {
+    /// As a whole, whatever its format.
+    Whole,
+    /// Row by row, where its format allows it.
+    Rows,
+}
+
 /// Checks that `bytes` more fit within `--ram`, to decode `what` in the file at `path`.
-fn check_ram(ram: Option<ByteSize>, what: &str, bytes: u64, path: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
+fn check_ram(
+    ram: Option<ByteSize>,
+    what: &str,
+    reading: Reading,
+    bytes: u64,
+    path: &Path,
+) -> Result<()> {
     let need = host::steady_memory() + bytes + SPARE_BYTES;
-    match ram {
-        Some(ram) if need > ram.0 => {
-            // It may be somewhat more at the next start.
-            let enough = need.div_ceil(1_000_000) + 8;
-            Err(Error::memory(format!("{what} does not fit in the bound on memory"))
-                .with_code("budget_too_small")
-                .at_path(path)
-                .found(units::bytes(ram.0))
-                .expected(format!("at least {enough} MB to decode it"))
-                .try_(format!(
-                    "--ram {enough}M, or save the image smaller, or as a PNG that is not \
-                     interlaced or a JPEG that is not progressive, which are read row by row"
-                )))
+    let Some(ram) = ram.filter(|ram| need > ram.0) else { return Ok(()) };
+    // It may be somewhat more at the next start.
+    let enough = need.div_ceil(1_000_000) + 8;
+    let or = match reading {
+        Reading::Whole => "",
+        Reading::Rows => {
+            ", or as a PNG that is not interlaced or a JPEG that is not progressive, which are \
+             read row by row"
         }
-        _ => Ok(()),
-    }
+    };
+    Err(Error::memory(format!("{what} does not fit in the bound on memory"))
+        .with_code("budget_too_small")
+        .at_path(path)
+        .found(units::bytes(ram.0))
+        .expected(format!("at least {enough} MB to decode it"))
+        .try_(format!("--ram {enough}M, or save the image smaller{or}")))
+}
+
+/// The image in `file`, which is decoded as a whole within `ram`; `what` it is in errors.
+fn whole(path: &Path, file: &ImageFile, what: &str, ram: Option<ByteSize>) -> Result<Image> {
+    file.check_whole().map_err(|e| e.at_path(path))?;
+    check_ram(ram, what, Reading::Whole, file.whole_bytes(), path)?;
+    file.decode().map_err(|e| e.at_path(path))
 }
 
 /// The image that a ControlNet sees. Its transparent pixels are the part that is repainted, for one
 /// that reads it.
-pub fn load_control_image(path: &Path) -> Result<ControlImage> {
-    let file = ImageFile::open(path).map_err(|e| e.at_parameter("controlnet"))?;
-    let at = |e: Error| e.at_path(path);
+fn control_image(path: &Path, file: &ImageFile, ram: Option<ByteSize>) -> Result<ControlImage> {
+    let what = "the image of a ControlNet";
     if !file.has_alpha() {
-        return Ok(ControlImage::from(file.decode().map_err(at)?));
+        return whole(path, file, what, ram).map(ControlImage::from);
     }
-    let (image, mask) = file.decode_with_mask().map_err(at)?;
+    check_ram(ram, what, Reading::Whole, file.mask_bytes(), path)?;
+    let (image, mask) = file.decode_with_mask().map_err(|e| e.at_path(path))?;
     Ok(ControlImage { image, mask })
 }

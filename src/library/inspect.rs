@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::similar::no_such_path;
 use super::unit::{FolderUnits, Unit, unit_of, units};
 use crate::error::{Error, Result};
+use crate::spec::flux1::IMAGE_INPUTS;
 use crate::spec::{Component, FAMILIES, Fact, Families};
 use crate::text::{one_line, shortened};
 use crate::units;
@@ -276,7 +277,11 @@ fn geometry(weights: &ComponentWeights) -> BTreeMap<&'static str, String> {
         Fact::Present(name) => Some(yes(name).to_string()),
     };
     let component = weights.component();
-    component.0.facts.iter().filter_map(|(label, f)| Some((*label, fact(f)?))).collect()
+    let facts = component.0.facts.iter().filter_map(|(label, f)| Some((*label, fact(f)?)));
+    // What the model sees besides the noise, where that is known by the width of its input.
+    let input = component.lora.input.and_then(|name| axis(name, 1));
+    let seen = IMAGE_INPUTS.iter().find(|(n, _)| input == Some(n.to_string()));
+    facts.chain(seen.map(|(_, name)| ("kind", name.to_string()))).collect()
 }
 
 /// A summary for users; the tensors are only counted.

@@ -50,6 +50,15 @@ pub fn seen_by_all(
     pairs.map(|(control, image)| seen_by(control, image, masking, settings)).collect()
 }
 
+/// The part of `image` that is drawn, in the size of the request: all of it, unless `masking` draws
+/// a part of the photo to which it belongs.
+pub fn drawn_part(image: &Image, masking: Option<&Masking>, settings: &Settings) -> Image {
+    match masking {
+        Some(masking) => masking.drawn_part(image),
+        None => images::fit(image, settings.width, settings.height),
+    }
+}
+
 /// What a ControlNet sees: its image in the size of the request, or the part of it that is drawn.
 fn seen_by(
     control: &Controlling,
@@ -57,23 +66,19 @@ fn seen_by(
     masking: Option<&Masking>,
     settings: &Settings,
 ) -> Result<ControlValues> {
-    let (width, height) = (settings.width, settings.height);
     let reads_mask = controlnets::reads_mask(&control.net);
     let shown = match &seen.mask {
         Some(transparent) if !reads_mask => Cow::Owned(on_white(&seen.image, transparent)),
         _ => Cow::Borrowed(&seen.image),
     };
-    let mut image = match masking {
-        Some(masking) => masking.drawn_part(&shown),
-        None => images::fit(&shown, width, height),
-    };
+    let mut image = drawn_part(&shown, masking, settings);
     if control.choice.edges {
         image = images::canny(&image);
     }
     let mask = match (reads_mask, masking, &seen.mask) {
         (false, ..) => None,
         (true, Some(masking), _) => Some(masking.drawn_mask()),
-        (true, None, Some(mask)) => Some(images::fit_mask(mask, width, height)),
+        (true, None, Some(mask)) => Some(images::fit_mask(mask, settings.width, settings.height)),
         (true, None, None) => {
             return Err(Error::argument("this ControlNet repaints a part of its image")
                 .at_message(control.choice.place())

@@ -57,15 +57,11 @@ impl Controlling {
 
     /// A line for the user.
     pub fn line(&self) -> String {
-        let ControlNetChoice { name, strength, start, end, mode, .. } = &self.choice;
         let ControlConfig { flux, .. } = &self.net.network.config;
-        let mode = mode.map_or(String::new(), |mode| format!(", mode {mode}"));
-        let steps = match (*start, *end) {
-            (0.0, 1.0) => String::new(),
-            (start, end) => format!(", steps {start}-{end}"),
-        };
         format!(
-            "controlnet: {name} at {strength}{steps}{mode} ({}, {} double and {} single blocks)",
+            "controlnet: {} at {} ({}, {} double and {} single blocks)",
+            self.choice.name,
+            self.choice.plain_strength(),
             self.net.network.weights.dialect(),
             flux.depth_double,
             flux.depth_single

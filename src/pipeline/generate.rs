@@ -1,6 +1,6 @@
 //! One generation: plan the phases, draw the noise, run the phases.
 
-use super::control_images::{acting, seen_by_all};
+use super::control_images::{acting, drawn_part, seen_by_all};
 use super::embedded;
 use super::flux1_kind::Flux1Kind;
 use super::images::{self, Filter, Masking};
@@ -92,7 +92,7 @@ fn generate_once(
     backend.allow_host(pinned, phases.passing_bytes());
     holdings.set_peak(phases.peak_bytes(granularity));
 
-    let fitted = |image| images::fit(image, settings.width, settings.height);
+    let part = |image: &Image| drawn_part(image, masking.as_ref(), &settings);
     let unit = model.token_pixels();
     let prepared = |image| match model.reads_kontext() {
         true => images::prepare_kontext(image, unit),
@@ -102,7 +102,7 @@ fn generate_once(
     let is_fill = model.flux1_kind() == Some(Flux1Kind::Fill);
     let start = match &masking {
         Some(masking) => Some(masking.start()),
-        None => request.init.as_ref().map(fitted),
+        None => request.init.as_ref().map(part),
     };
     let mut values = Values {
         init: start,
@@ -113,7 +113,7 @@ fn generate_once(
             .map(|masking| kept_latents(model, &settings, masking)),
         condition_image: match (&masking, &request.control) {
             (Some(masking), None) if is_fill => Some(masking.start()),
-            (_, Some(control)) => Some(prepared_control(control_kind, control, &settings, on)?),
+            (_, Some(control)) => Some(prepared_control(control_kind, part(control), on)?),
             _ => None,
         },
         controls: seen_by_all(&controls, &control_images, masking.as_ref(), &settings)?,
@@ -149,15 +149,9 @@ fn generate_once(
     Ok(Generated { images, latents, settings })
 }
 
-/// The control image in the size of the request. Canny sees the edges of a photo, and a drawing of
-/// edges as it is.
-fn prepared_control(
-    kind: Option<Flux1Kind>,
-    control: &Image,
-    settings: &Settings,
-    on: Listener<'_>,
-) -> Result<Image> {
-    let fitted = images::fit(control, settings.width, settings.height);
+/// What the model sees of a control image that was `fitted`: Canny the edges of a photo, and a
+/// drawing of edges as it is.
+fn prepared_control(kind: Option<Flux1Kind>, fitted: Image, on: Listener<'_>) -> Result<Image> {
     if kind != Some(Flux1Kind::Canny) {
         return Ok(fitted);
     }
@@ -207,8 +201,11 @@ pub fn input_images(
     // A control image, its fitted copy and the gradients of its pixels.
     let drawn = (settings.width * settings.height) as u64;
     let control = |image: &Image| {
-        let fitting =
-            images::fit_bytes((image.width, image.height), settings.width, settings.height);
+        let size = (image.width, image.height);
+        let fitting = match masking {
+            Some(masking) => masking.part_bytes(size),
+            None => images::fit_bytes(size, settings.width, settings.height),
+        };
         image.rgb.len() as u64 + fitting + 24 * drawn
     };
     let images_of_nets = request.control_images.iter().map(|c| &c.image);
@@ -285,8 +282,16 @@ fn warn_of_changes(
         }
     }
     if model.reads_kontext() && request.references.is_empty() {
-        let note = "FLUX.1 Kontext edits the image of {reference}; without one it draws from the \
-                    prompt, as [dev] does";
+        let note = match request.init.is_some() {
+            true => {
+                "FLUX.1 Kontext edits the image of {reference}; without one it starts from the \
+                 image of {init}, as [dev] does"
+            }
+            false => {
+                "FLUX.1 Kontext edits the image of {reference}; without one it draws from the \
+                 prompt, as [dev] does"
+            }
+        };
         send(on, Event::note(note))?;
     }
     if !request.styles.is_empty() && settings.cfg_scale != 1.0 {

@@ -100,6 +100,9 @@ fn a_controlnet_is_found_by_name_recorded_and_used_again() {
         assert!(!images[i + 1..].contains(image), "image {i}");
     }
 
+    let (shown, _) = run(folder, &["inspect", "a.png"], 0);
+    assert!(shown.contains("controlnet: union at 0.5, steps 0-0.9, mode depth\n"), "{shown}");
+    assert!(!run(folder, &["inspect", "plain.png"], 0).0.contains("controlnet"));
     let (found, _) = run(folder, &["inspect", "a.png", "--json"], 0);
     let found: Value = serde_json::from_str(&found).unwrap();
     let text = found.to_string();

@@ -10,6 +10,7 @@ mod files;
 mod first_steps;
 mod klein;
 #[cfg(target_os = "linux")]
+mod large_images;
 mod limits;
 mod masks;
 mod references;

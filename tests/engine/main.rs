@@ -5,6 +5,7 @@ mod budgets;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda;
+mod editing;
 mod memory;
 mod segments;
 mod stream;

@@ -76,7 +76,10 @@ impl ImageFile {
     }
 
     /// Checks that the image is not too large to be decoded as a whole.
-    fn check_whole(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if it has more than 64 million pixels.
+    pub fn check_whole(&self) -> Result<()> {
         let (w, h) = self.size;
         check_pixels(w, h, MAX_PIXELS)
     }

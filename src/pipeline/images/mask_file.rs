@@ -33,9 +33,10 @@ impl ImageFile {
     /// The image as a mask of the pixels that `marks` says.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, or has no such
-    /// pixels.
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, has no such pixels,
+    /// or more than 64 million pixels.
     pub fn mask_by(&self, marks: MaskMarks) -> Result<Mask> {
+        self.check_whole()?;
         let image = turned(self.bytes())?;
         match (marks, transparent(&image)) {
             (MaskMarks::TransparentOrWhite | MaskMarks::Transparent, Some(mask)) => Ok(mask),

@@ -6,7 +6,7 @@
 
 use image::{GrayImage, ImageBuffer, Luma, imageops};
 
-use super::load::fit;
+use super::load::{fit, fit_bytes};
 use super::resize::scaled;
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Margins, Mask, Request};
@@ -136,6 +136,13 @@ impl Masking {
     pub fn drawn_part(&self, image: &Image) -> Image {
         let fitted = fit(image, self.photo.width, self.photo.height);
         scaled(&cut(&fitted, &self.region), self.width, self.height).into_owned()
+    }
+
+    /// Upper bound of the memory that [`drawn_part`](Masking::drawn_part) of an image of `size`
+    /// needs, in bytes.
+    pub fn part_bytes(&self, size: (usize, usize)) -> u64 {
+        let part = self.region.width * self.region.height + self.width * self.height;
+        fit_bytes(size, self.photo.width, self.photo.height) + 3 * part as u64
     }
 
     /// The mask of the drawn pixels. It has values between 0 and 255 only if the request's has.

@@ -72,6 +72,16 @@ impl ControlNetChoice {
             && part(step + 1) <= plain_number(self.end)
     }
 
+    /// Its strength, steps and mode, for messages: `0.7, steps 0-0.8, mode canny`.
+    pub fn plain_strength(&self) -> String {
+        let mode = self.mode.map_or(String::new(), |mode| format!(", mode {mode}"));
+        let steps = match (self.start, self.end) {
+            (0.0, 1.0) => String::new(),
+            (start, end) => format!(", steps {start}-{end}"),
+        };
+        format!("{}{steps}{mode}", self.strength)
+    }
+
     /// How it was given, for messages.
     pub fn place(&self) -> Message {
         Message::place("controlnet", Some(self.name.clone()))

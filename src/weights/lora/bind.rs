@@ -13,7 +13,7 @@ use super::keys::Part;
 use super::refuse::foreign;
 use super::values::{first_not_finite, part_of, vector_length};
 use crate::error::{Error, Result};
-use crate::spec::lora::{Block, Rows, added_inputs};
+use crate::spec::lora::{ADDED_INPUTS, Block, Rows, added_inputs};
 use crate::spec::{Component, Family};
 use crate::tensor::HostPart;
 use crate::weights::container::file::WeightFile;
@@ -79,6 +79,12 @@ pub fn bind(
     let mut changes: Vec<Change> = changes.into_iter().map(|(_, change)| change).collect();
     changes.sort_by_key(|c| (c.component, c.weight.clone(), c.blocks.first().map(|b| b.row)));
     finite(file, &changes)?;
+    let adds_inputs = changes.iter().any(|change| change.weight.ends_with(ADDED_INPUTS));
+    if changes.iter().any(|change| change.is_fixed) && !adds_inputs {
+        let note = "this control LoRA was made for a plain [dev]; this model reads a control image \
+                    without it, and is changed all the same";
+        found.notes.push(note.to_string());
+    }
     let idle = changes.iter().filter(|c| c.factor == 0.0).count();
     if idle > 0 {
         found.notes.push(format!("{idle} of {} pairs have alpha 0 and do nothing", changes.len()));

@@ -1,7 +1,7 @@
 //! The CUDA backend on the fake driver: memory, streams, graphs, errors, and the whole engine
 //! through the command line (`program`). The kernels are tested in `tests/ops`.
 
-mod program;
+pub mod program;
 
 use std::cell::Cell;
 use std::ops::ControlFlow;

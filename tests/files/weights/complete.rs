@@ -18,14 +18,14 @@ use super::support::*;
 
 /// A safetensors file that can be changed.
 #[derive(Clone)]
-struct Parsed {
+pub struct Parsed {
     metadata: Value,
     /// Type, shape and bytes by name.
-    tensors: BTreeMap<String, (Value, Value, Vec<u8>)>,
+    pub tensors: BTreeMap<String, (Value, Value, Vec<u8>)>,
 }
 
 impl Parsed {
-    fn read(bytes: &[u8]) -> Self {
+    pub fn read(bytes: &[u8]) -> Self {
         let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
         let mut header: Map<String, Value> = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
         let metadata = header.remove("__metadata__").unwrap_or(json!({}));
@@ -37,7 +37,7 @@ impl Parsed {
     }
 
     /// The file without `left_out`.
-    fn bytes(&self, left_out: &str) -> Vec<u8> {
+    pub fn bytes(&self, left_out: &str) -> Vec<u8> {
         let mut header = Map::from_iter([("__metadata__".to_string(), self.metadata.clone())]);
         let (mut data, mut end) = (Vec::<u8>::new(), 0);
         for (name, (dtype, shape, bytes)) in self.tensors.iter().filter(|(n, _)| *n != left_out) {

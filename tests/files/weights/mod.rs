@@ -2,6 +2,7 @@
 //! fault.
 
 mod complete;
+mod complete_parts;
 mod dialects;
 mod faults;
 mod finding;

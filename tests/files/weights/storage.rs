@@ -345,3 +345,26 @@ fn inspect_reports_dialects_types_and_geometry() {
         |t| t["name"] == "model.diffusion_model.img_in.weight" && t["shape"] == json!([48, 64])
     ));
 }
+
+#[test]
+fn inspect_says_what_a_model_sees_besides_the_noise() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("m.safetensors");
+    for (columns, kind) in
+        [(384, Some("kind Fill")), (128, Some("kind Canny or Depth")), (64, None)]
+    {
+        let mut spec = spec(Grid::F8, Storage::BF16, Dialect::Comfy);
+        for (_, name, shape) in &mut spec.tensors {
+            if name == "img_in.weight" {
+                shape[1] = columns;
+            }
+        }
+        write(&spec, &path).unwrap();
+        let text = inspect(&path).unwrap().to_string();
+        assert!(text.contains(&format!("input channels {columns}")), "{text}");
+        match kind {
+            Some(kind) => assert!(text.contains(kind), "{text}"),
+            None => assert!(!text.contains("kind "), "{text}"),
+        }
+    }
+}

@@ -1,14 +1,16 @@
 //! Control LoRAs as BFL's (FLUX.1 Canny and Depth) against diffusers and PEFT
 //! (`golden/make_control_lora_goldens.py`).
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use super::{f32_on, plain, same_picture};
 use crate::common::{Golden, adapter, files, limit_to_least, relative_error};
 use flux_fast::backend::Device;
 use flux_fast::error::Kind;
+use flux_fast::event::Event;
 use flux_fast::pipeline::Engine;
-use flux_fast::pipeline::request::{Image, Request};
+use flux_fast::pipeline::request::{Image, Mask, Request};
 
 /// A bias that changes with the strength is rounded in another order by PEFT.
 const TOLERANCE: f64 = 1e-4;
@@ -122,7 +124,37 @@ fn a_streamed_control_lora_equals_a_resident_one() {
     assert!(engine.generate(&request).unwrap().latents == want);
 }
 
-/// Models with another input have no room for its columns.
+/// A model that reads a control image has as many columns as the LoRA: it is changed like any other
+/// layer, as by diffusers and ComfyUI, and a note says that this is not what the LoRA was made for.
+#[test]
+fn a_model_that_reads_control_images_is_changed_with_a_note() {
+    let dir = crate::common::temp_dir();
+    let lora = depth_lora(dir.path());
+    let golden = Golden::read("control_a_dev");
+    let written = plain(&golden);
+    let options = f32_on(Device::Cpu).no_cache(true);
+    let mut engine = Engine::open(options.files(files(&written.path))).unwrap();
+    let request = request(&golden).control(picture(&golden));
+    let without = engine.generate(&request).unwrap().latents;
+    let mut draw = |strength: f32| {
+        let mut notes = vec![];
+        let request = request.clone().lora(&lora, strength);
+        let out = engine.generate_with(&request, |event| {
+            if let Event::Note(note) = event {
+                notes.push(note.to_string());
+            }
+            ControlFlow::Continue(())
+        });
+        (out.unwrap().latents, notes)
+    };
+    let (changed, notes) = draw(1.0);
+    let said = notes.iter().any(|note| note.contains("was made for a plain [dev]"));
+    assert!(said, "{notes:?}");
+    assert!(relative_error(&changed, &without) > 0.01);
+    assert_eq!(draw(0.0).0, without);
+}
+
+/// Models that read other images have no room for its columns.
 #[test]
 fn other_models_refuse_a_control_lora() {
     let dir = crate::common::temp_dir();
@@ -136,4 +168,12 @@ fn other_models_refuse_a_control_lora() {
     let request = Request::new("a fox").size(n("width"), n("height")).lora(&lora, 1.0);
     let e = engine.generate(&request).unwrap_err();
     assert!(e.kind() == Kind::Argument && e.to_string().contains("plain FLUX.1"), "{e}");
+    let written = plain(&Golden::read("fill_a_dev"));
+    let mut engine = Engine::open(f32_on(Device::Cpu).files(files(&written.path))).unwrap();
+    let (width, height) = (32, 32);
+    let mask = Mask { width, height, values: vec![255; width * height] };
+    let photo = Image { width, height, rgb: vec![99; 3 * width * height] };
+    let request = Request::new("a fox").size(width, height).init(photo).mask(mask);
+    let e = engine.generate(&request.lora(&lora, 1.0)).unwrap_err();
+    assert!(e.kind() == Kind::Model && e.to_string().contains("img_in"), "{e}");
 }

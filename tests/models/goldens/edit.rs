@@ -132,6 +132,31 @@ fn strength_zero_gives_the_image_back() {
     }
 }
 
+/// Where only the surroundings of a mask are drawn, the model sees that part of the control image:
+/// what is far away has no effect, and what is near has.
+#[test]
+fn a_control_image_is_cut_like_the_image_that_is_repainted() {
+    let golden = Golden::read("control_a_dev");
+    let mut engine = engine(&golden, Device::Cpu);
+    let (width, height) = (96, 96);
+    let filled = |rgb: u8| Image { width, height, rgb: vec![rgb; 3 * width * height] };
+    let values =
+        (0..width * height).map(|i| if i % width < 12 && i / width < 12 { 255 } else { 0 });
+    let mask = Mask { width, height, values: values.collect() };
+    let request = plain(&golden).size(32, 32).strength(1.0).mask_padding(4);
+    let request = request.init(filled(90)).mask(mask);
+    let mut draw = |changed: usize| {
+        let mut control = filled(120);
+        for y in changed..changed + 8 {
+            control.rgb[3 * (y * width + changed)..][..24].fill(250);
+        }
+        engine.generate(&request.clone().control(control)).unwrap().latents
+    };
+    let (none, far, near) = (draw(88), draw(64), draw(2));
+    assert!(none == far, "the model sees what is not drawn");
+    assert!(none != near, "the model does not see what is drawn");
+}
+
 #[test]
 fn depth_models_see_their_control_image() {
     let golden = Golden::read("control_a_dev");

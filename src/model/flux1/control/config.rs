@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::MODES;
 use super::hint::{self, HintConv};
 use crate::error::Result;
-use crate::model::config::{TensorShapes, agree, geometry, numbered, shape};
+use crate::model::config::{TensorShapes, agree, geometry, numbered, shape, uint};
 use crate::model::flux1::FluxConfig;
 
 /// What the control image is when the ControlNet reads it.
@@ -57,19 +57,21 @@ impl ControlConfig {
             (in_channels, in_channels),
             (depth_double, depth_single),
         )?;
-        let modes = shapes.shape(MODES).map(|(rows, _)| rows);
+        // Only the tensor shows modes, or a configuration, without which it may be missing.
+        let has_modes = shapes.shape(MODES).is_some() || uint(config, "num_mode") > Some(0);
+        let modes = if has_modes { Some(get(MODES)?.0) } else { None };
         agree(config, "num_layers", depth_double)?;
         agree(config, "num_single_layers", depth_single)?;
         if let Some(modes) = modes {
             agree(config, "num_mode", modes)?;
         }
-        let convs = shapes.shape(&format!("{}.weight", hint::layer(0)));
-        let condition = match convs {
-            Some((channels, _)) => Condition::Pixels { channels },
-            None if condition_cols == in_channels => Condition::Latents,
+        let reads_pixels = numbered(shapes, "input_hint_block.", "") > 0;
+        let condition = match reads_pixels {
+            true => Condition::Pixels { channels: get(&format!("{}.weight", hint::layer(0)))?.0 },
+            false if condition_cols == in_channels => Condition::Latents,
             // One channel more for each of the four latent pixels of a token.
-            None if condition_cols == in_channels + 4 => Condition::MaskedLatents,
-            None => {
+            false if condition_cols == in_channels + 4 => Condition::MaskedLatents,
+            false => {
                 let found = format!("{condition_cols} columns for a control image");
                 return Err(geometry("the input of this ControlNet is not one that is known")
                     .at(shapes.stored_name("pos_embed_input.weight"))

@@ -22,58 +22,6 @@ const MESSAGE: usize = 256 << 10;
 /// The oldest version of the brokers.
 const VERSION: (i64, i64, i64) = (2, 12, 0);
 
-<<<<<<< HEAD
-/// Where the brokers are, and the name of the cluster.
-struct Address {
-    servers: Vec<String>,
-    name: Option<String>,
-}
-
-impl Address {
-    fn parse(text: &str) -> Result<Address> {
-        let refused = |found: &str| {
-            Error::argument("not the address of a broker").found(found).expected(
-                "nats://HOST:PORT or tls://HOST:PORT, several of them with commas, and /NAME at \
-                 the end if several clusters share the brokers",
-            )
-        };
-        let mut name = None;
-        let mut servers = Vec::new();
-        for part in text.split(',').map(str::trim) {
-            let rest = part.strip_prefix("nats://").or_else(|| part.strip_prefix("tls://"));
-            // A password may be in the address: it is not repeated.
-            let scheme = part.split_once("://").map_or("no scheme", |(scheme, _)| scheme);
-            let rest = rest.ok_or_else(|| refused(scheme))?;
-            let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-            if host.is_empty() || name.is_some() {
-                return Err(refused("an address without a host, or one after the name"));
-            }
-            if path.contains('@') {
-                // What stands behind the slash is a part of the password.
-                return Err(refused("a slash before the host")
-                    .try_("use a password without a slash, or a file of credentials"));
-            }
-            let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-            match path {
-                "" => {}
-                path if path.len() <= 32 && path.chars().all(is_plain) => {
-                    name = Some(path.to_string());
-                }
-                path => {
-                    return Err(Error::argument("not the name of a cluster")
-                        .found(path)
-                        .expected("at most 32 lower-case letters, digits and hyphens"));
-                }
-            }
-            let scheme = &part[..part.len() - rest.len()];
-            servers.push(format!("{scheme}{host}"));
-        }
-        Ok(Address { servers, name })
-    }
-}
-
-=======
->>>>>>> secure
 impl Link {
     /// Connects as `name`, and makes the buckets that do not exist.
     ///
@@ -228,52 +176,12 @@ async fn checked(
             .found("discard: old")
             .expected("discard: new"));
     }
-<<<<<<< HEAD
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_are_servers_and_the_name_of_a_cluster() {
-        let read = |text| Address::parse(text).map(|a| (a.servers, a.name)).ok();
-        let one = vec!["nats://a:4222".to_string()];
-        assert_eq!(read("nats://a:4222"), Some((one.clone(), None)));
-        assert_eq!(read("nats://a:4222/studio-2"), Some((one, Some("studio-2".into()))));
-        let two = vec!["tls://u:p@a".to_string(), "tls://b".into()];
-        assert_eq!(read("tls://u:p@a, tls://b/x"), Some((two, Some("x".into()))));
-        for bad in [
-            "",
-            "a:4222",
-            "http://a",
-            "nats://",
-            "nats://a/X",
-            "nats://a/b/c",
-            "nats://a/x,nats://b",
-        ] {
-            assert_eq!(read(bad), None, "{bad}");
-        }
-        for secret in [
-            "secret:word@a",
-            "nats://u:a/word@b",
-            "nats://u:a,word@b",
-            "http://u:word@a",
-            "nats://u:word@a/X",
-            "nats://u:word@a/x,nats://u:word@b",
-        ] {
-            let e = Address::parse(secret).err().unwrap();
-            let told = format!("{e} {}", e.hint().unwrap_or_default());
-            assert!(!told.contains("word"), "{told}");
-        }
-=======
     if config.num_replicas < replicas {
         let found = config.num_replicas;
         tracing::warn!(
             "{name} has {found} copies instead of {replicas}, because it was made so: the number of \
              replicas of a stream can be changed with the tools of NATS"
         );
->>>>>>> secure
     }
     Ok(config)
 }

@@ -14,7 +14,7 @@ use super::{Ran, pixels, program, program_with};
 use crate::common::temp_dir;
 
 /// A checkpoint in scaled fp8, as ComfyUI stores them.
-fn spec(
+pub fn spec(
     flux: &FluxConfig,
     t5: &T5Config,
     clip: &ClipConfig,
@@ -37,10 +37,10 @@ fn spec(
     SynthSpec { seed: 7, tensors, grid: Grid::F32, storage, dialect, configs: more }
 }
 
-/// A small model whose denoiser weights are several times larger than everything else, so that with
-/// little memory they are streamed.
-fn small(folder: &Path) -> PathBuf {
-    let flux = FluxConfig {
+/// A small transformer whose weights are several times larger than those of the small parts here,
+/// so that with little memory they are streamed.
+pub fn small_flux() -> FluxConfig {
+    FluxConfig {
         hidden: 512,
         heads: 4,
         mlp_hidden: 2048,
@@ -49,7 +49,10 @@ fn small(folder: &Path) -> PathBuf {
         context: 128,
         pooled: 64,
         ..FluxConfig::dev()
-    };
+    }
+}
+
+fn small(folder: &Path) -> PathBuf {
     let t5 = T5Config {
         vocab: 32128,
         width: 128,
@@ -64,13 +67,13 @@ fn small(folder: &Path) -> PathBuf {
     let more = json!({ "tokenizer_2": { "model_max_length": 8 },
         "generation": { "num_inference_steps": 2, "width": 32, "height": 32 } });
     let path = folder.join("small.safetensors");
-    synth::write(&spec(&flux, &t5, &clip, &vae, more), &path).unwrap();
+    synth::write(&spec(&small_flux(), &t5, &clip, &vae, more), &path).unwrap();
     path
 }
 
 /// The megabytes that a refusal suggests for `flag`.
 #[track_caller]
-fn named(ran: &Ran, flag: &str) -> String {
+pub fn named(ran: &Ran, flag: &str) -> String {
     let messages = ran.messages();
     assert_eq!(ran.output.status.code(), Some(5), "{messages}");
     let number = messages.split(&format!("{flag} ")).nth(1).and_then(|t| t.split('M').next());

@@ -9,9 +9,10 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use crate::common::{psnr, temp_dir};
+pub use memory::{named, small_flux, spec};
 
 /// A run of the program that has ended.
-struct Ran {
+pub struct Ran {
     output: Output,
     /// The driver's report: one object for each kernel, device and kind of copy. Empty if no device
     /// was opened.
@@ -24,19 +25,19 @@ impl Ran {
     }
 
     #[track_caller]
-    fn succeeded(self) -> Ran {
+    pub fn succeeded(self) -> Ran {
         assert!(self.output.status.success(), "{}", self.messages());
         self
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         serde_json::from_slice(&self.output.stdout)
             .unwrap_or_else(|e| panic!("{e}: {}", self.messages()))
     }
 
     /// The object that has this key.
     #[track_caller]
-    fn line(&self, key: &str) -> &Value {
+    pub fn line(&self, key: &str) -> &Value {
         self.report
             .iter()
             .find(|v| v.get(key).is_some())
@@ -62,7 +63,7 @@ impl Ran {
 
 /// Runs the program on the fake driver with `settings`. `None`, with a message, where the fake
 /// driver does not work.
-fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
+pub fn program(settings: &str, arguments: &[&str]) -> Option<Ran> {
     program_with(&[], settings, arguments)
 }
 
