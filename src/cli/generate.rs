@@ -7,14 +7,15 @@ use serde_json::{Value, json};
 
 use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
 use super::progress::{self, Progress};
-use super::start_image::{SeenImages, StartImage, load_control_image};
+use super::start_image::{SeenImages, StartImage};
 use super::target::Target;
 use super::values::{Budget, ControlNetArg, Seed, Size};
 use super::words::Typed;
 use super::{cancelled, output, preview, prompts, signals};
 use crate::error::{Error, Result};
 use crate::pipeline::images::{
-    Metadata, Provenance, load_init_image, provenance_of, read_provenance, read_stream, to_bytes,
+    Metadata, Provenance, load_control_image, load_init_image, provenance_of, read_provenance,
+    read_stream, to_bytes,
 };
 use crate::pipeline::models::ModelPlaces;
 use crate::pipeline::request::{Generated, MIN_SIDE, Options, Request, Settings};
@@ -214,7 +215,8 @@ pub fn fill(
     }
     seen.add_to(&mut typed);
     for (i, ControlNetArg { choice, image }) in args.controlnets.iter().enumerate() {
-        typed.control_images.push(load_control_image(image)?);
+        let seen = load_control_image(image).map_err(|e| e.at_parameter("controlnet"))?;
+        typed.control_images.push(seen);
         typed.controlnets.push(match choice.name.is_empty() {
             false => choice.clone(),
             true => request.controlnets.get(i).cloned().ok_or_else(|| {

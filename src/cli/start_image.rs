@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::pipeline::Engine;
 use crate::pipeline::images::ImageFile;
-use crate::pipeline::request::{ControlImage, Image, Mask, Request, Settings};
+use crate::pipeline::request::{Image, Mask, Request, Settings};
 use crate::text::one_line;
 use crate::units;
 use crate::units::ByteSize;
@@ -213,16 +213,4 @@ fn check_ram(ram: Option<ByteSize>, what: &str, bytes: u64, path: &Path) -> Resu
         }
         _ => Ok(()),
     }
-}
-
-/// The image that a ControlNet sees. Its transparent pixels are the part that is repainted, for one
-/// that reads it.
-pub fn load_control_image(path: &Path) -> Result<ControlImage> {
-    let file = ImageFile::open(path).map_err(|e| e.at_parameter("controlnet"))?;
-    let at = |e: Error| e.at_path(path);
-    if !file.has_alpha() {
-        return Ok(ControlImage::from(file.decode().map_err(at)?));
-    }
-    let (image, mask) = file.decode_with_mask().map_err(at)?;
-    Ok(ControlImage { image, mask })
 }
