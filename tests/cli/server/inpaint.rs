@@ -121,8 +121,8 @@ fn automatic1111_inpaints() {
     assert!(kept.count() > 24, "the left part is kept");
     let units = json!({"controlnet": {"args": [{"enabled": true, "model": "union"}]}});
     let answer = call(json!({"alwayson_scripts": units}));
-    assert_eq!(answer.status, 422, "{}", answer.text());
-    assert!(answer.text().contains("ControlNet"), "{}", answer.text());
+    assert_eq!(answer.status, 404, "{}", answer.text());
+    assert!(answer.text().contains("controlnet_not_found"), "{}", answer.text());
     let off = json!({"ControlNet": {"args": [{"enabled": false, "model": "union"}]}});
     assert_eq!(call(json!({"alwayson_scripts": off})).status, 200);
 }

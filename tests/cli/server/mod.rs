@@ -6,6 +6,7 @@ mod batches;
 mod cluster;
 mod comfy;
 mod conditions;
+mod controlnets;
 mod doors;
 mod faults;
 mod inpaint;
@@ -22,6 +23,8 @@ mod operation;
 mod page;
 #[cfg(unix)]
 mod page_images;
+#[cfg(unix)]
+mod page_nets;
 mod references;
 mod remote;
 mod security;
