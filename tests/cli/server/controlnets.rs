@@ -318,18 +318,7 @@ fn comfyui_graphs_apply_controlnets() {
             "image": ["19", 0], "vae": ["4", 2], "strength": 0.5, "start_percent": 0.0,
             "end_percent": 0.9}},
     });
-    let draw = |graph: &Value| {
-        let answer = server.post("/prompt", &json!({"prompt": graph}));
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let id = answer.json()["prompt_id"].as_str().unwrap().to_string();
-        let past = wait_for("the prompt", || {
-            let history = server.get(&format!("/history/{id}")).json();
-            history.get(&id).cloned()
-        });
-        let name = past["outputs"]["9"]["images"][0]["filename"].as_str();
-        let name = name.unwrap_or_else(|| panic!("{past}"));
-        server.get(&format!("/view?filename={name}&type=output")).body
-    };
+    let draw = |graph: &Value| server.draw_graph(graph, "9");
     assert!(draw(&graph) == nets.depth());
     // The plain node, a ControlNet without modes to which one is said, and edges.
     let photo = nets.pictures.path("photo");

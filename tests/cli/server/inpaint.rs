@@ -247,18 +247,7 @@ fn comfyui_graphs_repaint_a_part() {
                 {"samples": ["22", 0], "mask": ["21", 1]}},
         })
     };
-    let draw = |graph: &Value| {
-        let answer = server.post("/prompt", &json!({"prompt": graph}));
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        let id = answer.json()["prompt_id"].as_str().unwrap().to_string();
-        let past = wait_for("the prompt", || {
-            let history = server.get(&format!("/history/{id}")).json();
-            history.get(&id).cloned()
-        });
-        let name = past["outputs"]["9"]["images"][0]["filename"].as_str();
-        let name = name.unwrap_or_else(|| panic!("{past}"));
-        server.get(&format!("/view?filename={name}&type=output")).body
-    };
+    let draw = |graph: &Value| server.draw_graph(graph, "9");
     let clear = json!({"class_type": "LoadImage", "inputs": {"image": "clear.png"}});
     assert!(draw(&graph(clear)) == reference, "the alpha of an image");
     let mask = json!({"class_type": "LoadImageMask", "inputs":

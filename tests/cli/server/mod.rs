@@ -196,6 +196,20 @@ impl Server {
         answer.body
     }
 
+    /// The image that the node `output` of a ComfyUI graph saves.
+    fn draw_graph(&self, graph: &Value, output: &str) -> Vec<u8> {
+        let answer = self.post("/prompt", &json!({"prompt": graph}));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        let id = answer.json()["prompt_id"].as_str().unwrap().to_string();
+        let past = wait_for("the prompt", || {
+            let history = self.get(&format!("/history/{id}")).json();
+            history.get(&id).cloned()
+        });
+        let name = past["outputs"][output]["images"][0]["filename"].as_str();
+        let name = name.unwrap_or_else(|| panic!("{past}"));
+        self.get(&format!("/view?filename={name}&type=output")).body
+    }
+
     /// Waits for the end of the process.
     fn end(mut self) -> Option<i32> {
         wait_for("the end of the server", || self.child.try_wait().unwrap()).code()

@@ -63,12 +63,7 @@ fn controlnets_are_picked_sent_and_kept() {
             let job = jobs(&server).remove(0);
             assert!(server.image(job["id"].as_str().unwrap()) == drawn, "{}", job["request"]);
             // Another visit draws it again, without the image being given again.
-            tab.client.refresh().await.unwrap();
-            tab.thumbs(1).await;
-            tab.click("#again").await;
-            tab.thumbs(2).await;
-            let again = jobs(&server).remove(0);
-            assert!(server.image(again["id"].as_str().unwrap()) == drawn, "again");
+            assert!(tab.draw_again(&server).await == drawn, "again");
             tab.click("#load").await;
             tab.until("document.querySelector('#net-mode-0')?.value === 'depth'").await;
             tab.until("document.querySelector('#net-until-0').value === '90'").await;
@@ -122,12 +117,7 @@ fn style_images_are_added_sent_and_kept() {
         tab.thumbs(1).await;
         let job = jobs(&server).remove(0);
         assert!(server.image(job["id"].as_str().unwrap()) == drawn, "{}", job["request"]);
-        tab.client.refresh().await.unwrap();
-        tab.thumbs(1).await;
-        tab.click("#again").await;
-        tab.thumbs(2).await;
-        let again = jobs(&server).remove(0);
-        assert!(server.image(again["id"].as_str().unwrap()) == drawn, "again");
+        assert!(tab.draw_again(&server).await == drawn, "again");
         tab.client.close().await.unwrap();
     });
 }

@@ -118,16 +118,7 @@ fn by_graph(server: &Server, model: &str, names: [&str; 2]) -> Vec<u8> {
         "18": {"class_type": "VAEDecode", "inputs": {"samples": ["17", 0], "vae": ["3", 0]}},
         "19": {"class_type": "SaveImage", "inputs": {"images": ["18", 0]}},
     });
-    let answer = server.post("/prompt", &json!({"prompt": graph}));
-    assert_eq!(answer.status, 200, "{}", answer.text());
-    let id = answer.json()["prompt_id"].as_str().unwrap().to_string();
-    let past = wait_for("the prompt", || {
-        let history = server.get(&format!("/history/{id}")).json();
-        history.get(&id).cloned()
-    });
-    let name = past["outputs"]["19"]["images"][0]["filename"].as_str();
-    let name = name.unwrap_or_else(|| panic!("{past}"));
-    server.get(&format!("/view?filename={name}&type=output")).body
+    server.draw_graph(&graph, "19")
 }
 
 /// The image behind an address that an answer names.
