@@ -77,10 +77,10 @@ async fn control_types(State(server): State<Arc<Server>>) -> Json<Value> {
 /// 404 for a ControlNet that is not there, 422 for what units may ask for and this server does not
 /// do.
 pub fn add_units(server: &Server, draft: &mut Draft, body: &mut Value) -> Result<(), Fault> {
-    let Some(scripts) = body[FIELD].as_object_mut() else { return Ok(()) };
-    let is_control = |(name, _): &(&String, &mut Value)| name.eq_ignore_ascii_case("controlnet");
-    let units = scripts.iter_mut().filter(is_control);
-    let units = units.flat_map(|(_, script)| script["args"].as_array_mut()).flatten();
+    let scripts = body.get_mut(FIELD).and_then(Value::as_object_mut);
+    let Some(scripts) = scripts else { return Ok(()) };
+    let script = scripts.iter_mut().filter(|(name, _)| name.eq_ignore_ascii_case("controlnet"));
+    let units = script.filter_map(|(_, script)| script.get_mut("args")?.as_array_mut()).flatten();
     for unit in units.filter(|unit| is_used(unit)) {
         add_unit(server, draft, &Fields::of(unit)?)?;
         for name in ["image", "input_image"] {

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::shared::{
     base, data_uri, format, images_to_edit, link, mask, optional_image, refuse_fields, sentence,
@@ -161,17 +161,12 @@ fn set_images(server: &Server, draft: &mut Draft, app: &str, fields: &Fields) ->
 /// The ControlNets of an input: those for one kind of image, and those for several kinds, which are
 /// given all their images together.
 fn set_controlnets(server: &Server, draft: &mut Draft, fields: &Fields) -> Result<(), Fault> {
-    let list = |fields: &Fields, name: &str| match fields.get(name) {
-        None => Ok(Vec::new()),
-        Some(Value::Array(list)) => list.iter().map(|net| Ok(Fields::of(net)?.0.clone())).collect(),
-        Some(_) => Err(Fault::invalid(name, format!("{name}: expected a list"))),
-    };
     for parameter in ["controlnets", "controlnet_unions"] {
-        for net in list(fields, parameter)? {
+        for net in objects(fields, parameter)? {
             let name = Fields(&net).text("path")?.unwrap_or_default().to_string();
             let controls = match parameter {
                 "controlnets" => vec![net],
-                _ => list(&Fields(&net), "controls")?,
+                _ => objects(&Fields(&net), "controls")?,
             };
             for control in &controls {
                 add_control(server, draft, parameter, &name, &Fields(control))?;
@@ -179,6 +174,16 @@ fn set_controlnets(server: &Server, draft: &mut Draft, fields: &Fields) -> Resul
         }
     }
     Ok(())
+}
+
+/// The objects in the list of a field.
+fn objects(fields: &Fields, name: &str) -> Result<Vec<Map<String, Value>>, Fault> {
+    let refused = || Fault::invalid(name, format!("{name}: expected a list of objects"));
+    let list = match fields.get(name) {
+        None => return Ok(Vec::new()),
+        Some(list) => list.as_array().ok_or_else(refused)?,
+    };
+    list.iter().map(|item| item.as_object().cloned().ok_or_else(refused)).collect()
 }
 
 /// Adds an image for the ControlNet called `name`.

@@ -128,7 +128,8 @@ fn controlnets_are_listed_planned_and_drawn() {
     let hole = json!({"name": "inpaint.safetensors", "image": nets.pictures.base64("clear")});
     let drawn = nets.drawn(&[&clear], &SIZE);
     assert!(server.image(&server.submit(request(json!([hole])))) == drawn, "transparent");
-    let masked = ["-i", &photo, "--mask", &nets.pictures.path("mask")];
+    let mask = nets.pictures.path("mask");
+    let masked = ["-i", &photo, "--mask", &mask];
     let drawn = nets.drawn(&[&format!("inpaint.safetensors:{photo}")], &masked);
     let body = json!({"prompt": "a fox", "steps": 2, "seed": 7, "init": image,
                       "mask": nets.pictures.base64("mask"),
