@@ -76,8 +76,8 @@ function Net({ net, number, known, change, remove, pick }) {
     <div class="stack">
       <${Strength} id=${own("strength")} label=${`Strength of ${net.name}`} value=${net.strength} max="2" set=${(strength) => change({ strength })} />
       <div class="row two">
-        <${Num} label="From, % of the steps" id=${own("from")} value=${net.from} own="0" min="0" max="100" step="any" set=${(from) => change({ from })} />
-        <${Num} label="Until, %" id=${own("until")} value=${net.until} own="100" min="0" max="100" step="any" set=${(until) => change({ until })} />
+        <${Num} label="Steps from, %" id=${own("from")} value=${net.from} own="0" min="0" max="100" step="any" set=${(from) => change({ from })} />
+        <${Num} label="to, %" id=${own("until")} value=${net.until} own="100" min="0" max="100" step="any" set=${(until) => change({ until })} />
       </div>
       ${modes.length > 0 && html`<label class="field">
         <span>The image is</span>
