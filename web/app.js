@@ -12,6 +12,7 @@ import { History } from "./history.js";
 import { Icon, html } from "./html.js";
 import { useJobs } from "./jobs.js";
 import { MaskDialog, transparencyOf } from "./mask.js";
+import { MOST_STYLES, guidesOf, netsOf, stylesOf } from "./nets.js";
 import { Failed, Live, Queue, Shown, Welcome } from "./stage.js";
 import { MOST_IMAGES, all, clear, load, put, remove, save } from "./store.js";
 import { command, curl, fileName, remoteCommand, sentence } from "./text.js";
@@ -47,21 +48,22 @@ function useWide() {
   return wide;
 }
 
-/** Models, LoRAs, and whether the server answers. They are asked for until it does. */
+/** Models, LoRAs, ControlNets, and whether the server answers. They are asked for until it does. */
 function useServer(attempt) {
-  const [server, setServer] = useState({ models: [], loras: [], state: "asking" });
+  const [server, setServer] = useState({ models: [], loras: [], controlnets: [], state: "asking" });
   useEffect(() => {
     let stop = false;
     (async () => {
       for (let tries = 0; !stop; tries += 1) {
         try {
-          const [{ models }, { loras }] = await Promise.all([
+          const [{ models }, { loras }, { controlnets }] = await Promise.all([
             getJson("api/v2/models"),
             getJson("api/v2/loras"),
+            getJson("api/v2/controlnets"),
           ]);
           if (stop) return;
           const ready = models.some((m) => m.defaults);
-          setServer({ models, loras, state: ready ? "ready" : "opening" });
+          setServer({ models, loras, controlnets, state: ready ? "ready" : "opening" });
           if (ready) return;
         } catch (e) {
           if (stop || e.status === 401) return;
@@ -78,12 +80,13 @@ function useServer(attempt) {
 }
 
 /** What stands for the images of a request in the question what it would cost. */
-function standIns({ input, control, references }) {
+function standIns({ input, control, references, styles }) {
   const size = (image) => `${image.width}x${image.height}`;
   return {
     init_size: input ? size(input) : undefined,
     mask_box: input?.mask?.box,
     control_size: control ? size(control) : undefined,
+    style_count: styles.length || undefined,
     reference_sizes: references.length ? references.map(size) : undefined,
   };
 }
@@ -91,7 +94,7 @@ function standIns({ input, control, references }) {
 /** What the request would cost. It is asked for when the user pauses. */
 function usePlan(request, images, renewed) {
   const [plan, setPlan] = useState(null);
-  const { prompt, seed, negative, ...rest } = request;
+  const { prompt, seed, negative, styles, ...rest } = request;
   // Only the LoRA tags of a prompt matter.
   const tags = prompt.match(/<[^>]*>/g) ?? [];
   const asked = JSON.stringify({ ...rest, prompt: tags.join(" ") || "x", ...standIns(images) });
@@ -135,6 +138,8 @@ function App() {
   const [input, setInput] = useState(null);
   const [control, setControl] = useState(null);
   const [references, setReferences] = useState([]);
+  const [nets, setNets] = useState([]);
+  const [styles, setStyles] = useState([]);
   const [images, setImages] = useState([]);
   // The id of an image; null: what is being drawn, or the newest image.
   const [current, setCurrent] = useState(null);
@@ -181,14 +186,14 @@ function App() {
   const part = partOf(form, input);
   const isMasked = Boolean(input?.mask || part.outpaint);
   const strength = form.strength === "" ? usualStrength(input, part, model) : Number(form.strength);
-  const request = { ...toRequest(form, own), ...part };
+  const request = { ...toRequest(form, own), ...part, ...guidesOf(nets, styles) };
   if (input) request.strength = strength;
   if (isMasked) {
     // The result has the size of the image.
     delete request.width;
     delete request.height;
   }
-  const plan = usePlan(request, { input, control, references }, images.length + attempt + server.state);
+  const plan = usePlan(request, { input, control, references, styles }, images.length + attempt + server.state);
   // Stays while a plan is refused.
   const device = useRef(null);
   device.current = plan?.device ?? device.current;
@@ -205,7 +210,13 @@ function App() {
   };
   const draw = () => {
     if (form.prompt.trim() === "") return;
-    const pictures = { init: input?.blob ?? null, mask: input?.mask ?? null, control: control?.blob ?? null, references };
+    const blind = nets.find((net) => !net.picture);
+    if (blind) {
+      toast(`Open the image that ${blind.name} is to see.`, "bad");
+      return;
+    }
+    const pictures = { init: input?.blob ?? null, mask: input?.mask ?? null, control: control?.blob ?? null, references,
+      nets: nets.map((net) => net.picture), styles };
     start(request, pictures, isMasked ? repaintedSize(input, part) : chosenSize(form, own));
   };
 
@@ -249,12 +260,21 @@ function App() {
     setReferences((list) => [...list, opened].slice(0, MOST_REFERENCES));
     toast("The model looks at this image from now on.");
   };
-  const apply = (settings, seedText) => {
+  const addStyle = async (blob, name) => {
+    const opened = await picture(blob, name);
+    if (opened) setStyles((list) => [...list, { ...opened, strength: "1" }].slice(0, MOST_STYLES));
+  };
+  /** Fills the form; `kept` are the images of ControlNets and styles, as far as they are there. */
+  const apply = (settings, seedText, kept = { nets: [], styles: [] }) => {
     const names = server.models.map((m) => m.name);
     const next = withShape(fromSettings(settings, seedText, names), own);
     const known = new Set(server.loras.map((l) => l.name));
     const missing = next.loras.filter((l) => !known.has(l.name)).map((l) => l.name);
     setForm(next);
+    setNets(netsOf(settings, kept.nets));
+    setStyles(stylesOf(settings, kept.styles));
+    const absent = (settings.style_strengths ?? []).length;
+    if (absent && !kept.styles.length) toast(`It was drawn with ${absent} style images, which its file does not contain.`);
     if (settings.model && !names.includes(settings.model)) {
       toast(`It was made with ${settings.model}, which this server does not have.`);
     }
@@ -318,8 +338,8 @@ function App() {
     return isBatch ? { ...request, only: image.number } : request;
   };
   /** The images that an image of the history was drawn from. */
-  const picturesOf = ({ init, mask, control, references }) => (
-    { init: init ?? null, mask: mask ?? null, control: control ?? null, references: references ?? [] });
+  const picturesOf = ({ init, mask, control, references, nets, styles }) => (
+    { init: init ?? null, mask: mask ?? null, control: control ?? null, references: references ?? [], nets: nets ?? [], styles: styles ?? [] });
   const actions = {
     again: (image) => start(requestOf(image), picturesOf(image), [image.width, image.height]),
     otherSeed: (image) => {
@@ -329,10 +349,11 @@ function App() {
     useAsInput: (image) => startFrom(image.blob, fileOf(image)),
     addReference: reads ? (image) => addReference(image.blob, fileOf(image)) : null,
     load: (image) => {
-      apply({ ...image.request, count: image.request.count ?? 1 }, image.seed);
+      const kept = (list) => (list ?? []).map(withUrl);
+      apply({ ...image.request, count: image.request.count ?? 1 }, image.seed, { nets: kept(image.nets), styles: kept(image.styles) });
       if (image.init) startFrom(image.init, "input", image.mask);
       if (image.control) openControl(image.control, "control");
-      setReferences((image.references ?? []).map((r) => ({ ...r, url: URL.createObjectURL(r.blob) })));
+      setReferences(kept(image.references));
       document.getElementById("prompt").focus();
     },
     download: (image) => {
@@ -344,6 +365,8 @@ function App() {
     copy: (image) => {
       const request = { ...requestOf(image), init: image.init ? "input.png" : undefined,
         mask: image.mask ? "mask.png" : undefined, control: image.control ? "control.png" : undefined,
+        controlnets: image.request.controlnets?.map((net, i) => ({ ...net, image: `controlnet-${i + 1}.png` })),
+        styles: image.request.styles?.map((style, i) => ({ ...style, image: `style-${i + 1}.png` })),
         references: image.references?.length ? image.references.map((_, i) => `reference-${i + 1}.png`) : undefined };
       setDialog({ kind: "copy", request, file: fileOf(image) });
     },
@@ -393,12 +416,16 @@ function App() {
         images=${{ input, setInput, strength, isMasked, pick: () => picker.current.click(),
           paint: () => setDialog({ kind: "mask" }), setMask: (mask) => setInput({ ...input, mask }) }}
         control=${{ control, set: setControl, needed: Boolean(model?.needs_control), pick: openControl }}
+        nets=${{ list: nets, set: setNets, listed: server.controlnets, reads: Boolean(model?.reads_controlnets), pick: picture }}
+        styles=${{ list: styles, set: setStyles, reads: Boolean(model?.reads_styles), add: addStyle }}
         references=${{ list: references, set: setReferences, reads, add: addReference }}
         reset=${() => {
           setForm({ ...EMPTY, prompt: form.prompt });
           setInput(null);
           setControl(null);
           setReferences([]);
+          setNets([]);
+          setStyles([]);
         }}
       />
       <div class="side" ref=${stage}>

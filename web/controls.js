@@ -4,6 +4,7 @@ import { useEffect, useRef } from "preact/hooks";
 import { Icon, html } from "./html.js";
 import { SHAPES, sizeOf } from "./form.js";
 import { Control, Input, References } from "./inputs.js";
+import { ControlNets, Styles } from "./nets.js";
 import { bytes, duration, plural } from "./text.js";
 
 /** A text field that grows with its text. */
@@ -245,6 +246,8 @@ export function Composer(props) {
       <${Loras} form=${form} set=${set} loras=${loras} />
       <${Input} ...${props.images} form=${form} set=${set} />
       <${Control} ...${props.control} />
+      <${ControlNets} ...${props.nets} />
+      <${Styles} ...${props.styles} />
       <${References} ...${props.references} />
       <details class="more" open=${form.cfg !== ""}>
         <summary>What not to draw</summary>

@@ -6,7 +6,7 @@ import { Icon, html } from "./html.js";
 import { MOST_REFERENCES, SIDES } from "./form.js";
 
 /** A button that opens files. */
-function Picker({ id, fileId, label, pick, multiple, className, children }) {
+export function Picker({ id, fileId, label, pick, multiple, className, children }) {
   const field = useRef();
   return html`<button type="button" id=${id} class=${className} aria-label=${label} title=${label} onClick=${() => field.current.click()}>${children}</button>
     <input ref=${field} id=${fileId} class="sr" type="file" accept="image/*" multiple=${multiple} tabindex="-1" aria-label=${label}

@@ -13,8 +13,8 @@ const REPEATS = 500;
 const OVER = ["succeeded", "failed", "canceled", "expired"];
 
 /** What is stored of a job. */
-const stored = ({ id, created, request, init, mask, control, references, width, height, estimate, fault, status }) => ({
-  id, created, request, init, mask, control, references, width, height, estimate, fault, status,
+const stored = ({ id, created, request, init, mask, control, references, nets, styles, width, height, estimate, fault, status }) => ({
+  id, created, request, init, mask, control, references, nets, styles, width, height, estimate, fault, status,
 });
 
 const isSent = (job) => job.status !== "sending" && job.status !== "failed";
@@ -164,15 +164,17 @@ export function useJobs(onImages, onGone) {
   }, [waiting, jobs.length]);
 
   /**
-   * Sends a request with its images: the files `init` and `control`, a mask with its file, and
-   * references with theirs.
+   * Sends a request with its images: the files `init` and `control`, a mask with its file,
+   * references with theirs, and the images of `request.controlnets` and `request.styles` with
+   * theirs.
    */
-  const start = async (request, { init, mask, control, references }, facts) => {
+  const start = async (request, { init, mask, control, references, nets, styles }, facts) => {
     let id = `new-${randomId()}`;
     // What is kept: not the addresses of this visit.
     const lasting = ({ url, ...rest }) => rest;
     const kept = references.map(lasting);
-    const images = { init, mask: mask && lasting(mask), control, references: kept };
+    const seen = { nets: nets.map(lasting), styles: styles.map(lasting) };
+    const images = { init, mask: mask && lasting(mask), control, references: kept, ...seen };
     const job = { id, created: Date.now(), request, ...images, ...facts, status: "sending" };
     set((jobs) => [...jobs, job]);
     try {
@@ -181,6 +183,10 @@ export function useJobs(onImages, onGone) {
       if (mask) body.mask = await dataUri(mask.blob);
       if (control) body.control = await dataUri(control);
       if (kept.length) body.references = await Promise.all(kept.map(({ blob }) => dataUri(blob)));
+      const withImages = (list, images) =>
+        Promise.all(list.map(async (item, i) => ({ ...item, image: await dataUri(images[i].blob) })));
+      if (request.controlnets) body.controlnets = await withImages(request.controlnets, seen.nets);
+      if (request.styles) body.styles = await withImages(request.styles, seen.styles);
       const object = await submit(body, (fault, seconds) =>
         update(id, { waiting: `${sentence(fault.message)} Trying again in ${duration(seconds)} …` }),
       );
@@ -237,6 +243,8 @@ async function load(job, object, output) {
     mask: job.mask ?? null,
     control: job.control ?? null,
     references: job.references ?? [],
+    nets: job.nets ?? [],
+    styles: job.styles ?? [],
     width: output.width,
     height: output.height,
     request: { ...job.request, seed: object.seed_text },

@@ -137,6 +137,8 @@ function Facts({ image }) {
     image.mask && (s.mask_padding == null ? "a part repainted" : `a part repainted, ${s.mask_padding} pixels around it`),
     image.request.outpaint && `pixels added: ${image.request.outpaint}`,
     image.control && "a control image",
+    ...(s.controlnets ?? []).map((net) => `${net.name} ${net.strength}`),
+    image.styles?.length > 0 && plural(image.styles.length, "style image"),
     image.references?.length > 0 && plural(image.references.length, "reference image"),
     s.strength != null && `change ${Math.round(s.strength * 100)} %`,
     ...(s.loras ?? []).map((lora) => `${lora.name} ${lora.strength}`),

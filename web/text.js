@@ -58,6 +58,11 @@ function options(request) {
     const text = lora.text_strength == null ? "" : `:${lora.text_strength}`;
     add("--lora", `${lora.name}:${lora.strength}${text}`);
   }
+  for (const { name, image, strength, start, end, mode, edges } of request.controlnets ?? []) {
+    const range = start > 0 || end < 1 ? `:${start}-${end}` : "";
+    add("--controlnet", `${name}:${image}:${strength}${range}${mode ? `,mode=${mode}` : ""}${edges ? ",edges" : ""}`);
+  }
+  for (const { image, strength } of request.styles ?? []) add("--style", `${image}:${strength}`);
   for (const file of request.references ?? []) words.push("--reference", file);
   if (request.control) words.push("--control", request.control);
   if (request.init) {
@@ -104,6 +109,9 @@ export function curl(request, file, base, hasKey) {
     if (request[name]) body[name] = mark(request[name]);
   }
   if (request.references) body.references = request.references.map(mark);
+  for (const name of ["controlnets", "styles"]) {
+    if (request[name]) body[name] = request[name].map((item) => ({ ...item, image: mark(item.image) }));
+  }
   if (files.length) {
     // In the order in which they are written.
     const text = JSON.stringify({ request: body });

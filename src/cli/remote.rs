@@ -20,7 +20,7 @@ use super::prompts;
 use super::signals;
 use super::start_image::{SeenImages, StartImage};
 use super::target::Target;
-use super::values::{Budget, Size, StyleArg};
+use super::values::{Budget, ControlNetArg, Size, StyleArg};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
 use crate::host::process_environment;
@@ -48,11 +48,6 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
             .try_("flux-fast remote http://127.0.0.1:8188 \"a fox\"".to_string()));
     }
     let start = StartImage::open(&args.request, Budget::Auto)?;
-    if !args.request.controlnets.is_empty() {
-        return Err(Error::argument("ControlNets are not sent to a server yet")
-            .at("--controlnet")
-            .try_("draw it on this machine"));
-    }
     let seen = SeenImages::load(&args.request, None)?;
     let mut requests = Vec::new();
     for prompt in prompts {
@@ -109,6 +104,14 @@ fn images_of_request(
     }
     if !args.references.is_empty() {
         images.push(("references", args.references.iter().map(encoded).collect::<Result<_>>()?));
+    }
+    if !args.controlnets.is_empty() {
+        let net = |ControlNetArg { choice, image }: &ControlNetArg| {
+            let mut net = json!(choice);
+            net["image"] = encoded(image)?;
+            Ok::<_, Error>(net)
+        };
+        images.push(("controlnets", args.controlnets.iter().map(net).collect::<Result<_>>()?));
     }
     if !args.styles.is_empty() {
         let style = |style: &StyleArg| {

@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::inputs::ControlNetInputs;
 use super::model::{Model, Network, Networks};
 use super::opened_file::OpenedFile;
 use super::request::{ControlMode, ControlNetChoice};
@@ -12,7 +13,6 @@ use crate::library;
 use crate::library::file_hash;
 use crate::library::networks;
 use crate::library::places::{ModelPlaces, Role};
-use crate::message::Message;
 use crate::model::ControlConfig;
 use crate::model::flux1::control;
 use crate::model::flux1::control::Condition;
@@ -100,7 +100,11 @@ impl ControlNets {
         let mut opened = Vec::new();
         for choice in choices {
             let at = |e: Error| e.at_message(choice.place());
-            let path = self.places.resolve(&choice.name, Role::ControlNet).map_err(at)?;
+            let path = match choice.named {
+                true => self.places.named(&choice.name, Role::ControlNet),
+                false => self.places.resolve(&choice.name, Role::ControlNet),
+            };
+            let path = path.map_err(at)?;
             let net = state.open(path).map_err(at)?;
             check(&net, choice, model).map_err(at)?;
             opened.push(Controlling { choice: choice.clone(), net });
@@ -171,31 +175,10 @@ fn check(net: &ControlNet, choice: &ControlNetChoice, model: &Model) -> Result<(
                 .try_("use a ControlNet for this model, or the model that it was made for"));
         }
     }
-    check_mode(net, choice)
-}
-
-fn check_mode(net: &ControlNet, choice: &ControlNetChoice) -> Result<()> {
-    let modes = net.network.config.modes;
-    let named = |n: usize| (0..n.min(ControlMode::NAMES.len())).map(|i| ControlMode::NAMES[i]);
-    match (modes, choice.mode) {
-        (None, None) => Ok(()),
-        (None, Some(mode)) => Err(Error::argument("this ControlNet has no modes")
-            .found(format!("mode={mode}"))
-            .try_("leave the mode out")),
-        (Some(n), None) => Err(Error::argument("this ControlNet needs to know what its image is")
-            .found("no mode")
-            .expected(format!("mode={}", named(n).collect::<Vec<_>>().join(" or ")))
-            .try_(Message::parameter_with("controlnet", "FILE:IMAGE,mode=canny"))),
-        (Some(n), Some(ControlMode(mode))) if mode >= n => {
-            Err(Error::argument("this ControlNet has no mode of this number")
-                .found(mode)
-                .expected(format!("0 to {}", n - 1)))
-        }
-        (Some(_), Some(_)) => Ok(()),
-    }
+    ControlNetInputs::from(&net.network.config).check_mode(choice)
 }
 
 /// Whether the ControlNet reads which part of its image is repainted.
 pub fn reads_mask(net: &ControlNet) -> bool {
-    net.network.config.condition == Condition::MaskedLatents
+    ControlNetInputs::from(&net.network.config).mask
 }

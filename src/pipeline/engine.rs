@@ -126,6 +126,8 @@ impl Engine {
                 kontext_sizes: kind == Flux1Kind::Kontext,
                 needs_control: kind.is_control(),
                 needs_mask: kind == Flux1Kind::Fill,
+                controlnets: true,
+                styles: model.styles.are_there(),
             },
             None => ModelInputs { references: true, ..ModelInputs::default() },
         }

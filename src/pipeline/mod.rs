@@ -42,7 +42,7 @@ pub mod tokenizers;
 pub use again::{find_recorded_controlnets, find_recorded_loras, recorded_model, work};
 pub use embedded::{EMBEDDED, model as embedded_model};
 pub use engine::Engine;
-pub use inputs::ModelInputs;
+pub use inputs::{ControlNetInputs, ModelInputs};
 pub use outlook::{Outlook, PublishedModel, outlook};
 pub use report::{PlanReport, TimeSource};
 #[cfg(feature = "server")]

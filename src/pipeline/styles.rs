@@ -34,6 +34,17 @@ impl Styles {
         Styles { networks: OnceLock::new(), rest: Mutex::new(rest) }
     }
 
+    /// Whether both networks were given or are found. They are not opened.
+    pub fn are_there(&self) -> bool {
+        if self.networks.get().is_some() {
+            return true;
+        }
+        let mut rest = self.rest.lock().unwrap_or_else(PoisonError::into_inner);
+        [REDUX, SIGLIP]
+            .into_iter()
+            .all(|component| rest.find_optional(component).is_ok() && rest.get(component).is_some())
+    }
+
     /// The networks for `model`, opened at the first call. Notes for the user are added to `notes`
     /// then.
     ///

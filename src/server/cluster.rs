@@ -139,7 +139,8 @@ pub async fn describe(server: Arc<Server>) {
         let busy_for = worker.current.as_ref().map_or(0.0, |(id, seconds)| {
             seconds * (1.0 - server.events.channel(id).progress().value())
         });
-        let (models, loras) = blocking(|| (server.models.all(), server.models.loras()));
+        let has = &server.models;
+        let (models, loras, controlnets) = blocking(|| (has.all(), has.loras(), has.controlnets()));
         server.broker.describe(WorkerFacts {
             id: String::new(),
             host: host_name(),
@@ -152,6 +153,7 @@ pub async fn describe(server: Arc<Server>) {
             inputs: worker.inputs,
             models,
             loras,
+            controlnets,
             held: worker.held,
             held_loras: worker.loras,
             vram: server.options.engine.vram.map(|size| size.0),

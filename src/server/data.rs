@@ -110,7 +110,14 @@ impl DataFolder {
         let single = single.into_iter().filter(|(is_there, _)| *is_there).map(|(_, name)| name);
         let references = (0..spec.references).map(|n| format!("{id}-{n}"));
         let styles = (0..spec.styles).map(|n| format!("{id}-style-{n}"));
-        single.chain(references).chain(styles).collect()
+        let controlnets = spec.controlnets().enumerate();
+        let controlnets = controlnets.map(|(n, _)| format!("{id}-controlnet-{n}"));
+        single.chain(references).chain(styles).chain(controlnets).collect()
+    }
+
+    /// The image of ControlNet number `number` of the job `id`.
+    pub fn controlnet(&self, id: &str, number: usize) -> PathBuf {
+        self.inputs().join(format!("{id}-controlnet-{number}"))
     }
 
     /// Style image number `number` of the job `id`.
@@ -148,6 +155,11 @@ impl DataFolder {
         write_beside(&self.control(id), bytes)
     }
 
+    /// Stores the image of ControlNet number `number` of the job `id`, durably.
+    pub fn write_controlnet(&self, id: &str, number: usize, bytes: &[u8]) -> Result<()> {
+        write_beside(&self.controlnet(id, number), bytes)
+    }
+
     /// Stores style image number `number` of the job `id`, durably.
     pub fn write_style(&self, id: &str, number: usize, bytes: &[u8]) -> Result<()> {
         write_beside(&self.style(id, number), bytes)
@@ -171,8 +183,11 @@ impl DataFolder {
             std::fs::remove_file(path).ok();
         }
         // Numbers are without gaps.
-        (0..).take_while(|n| std::fs::remove_file(self.reference(id, *n)).is_ok()).for_each(drop);
-        (0..).take_while(|n| std::fs::remove_file(self.style(id, *n)).is_ok()).for_each(drop);
+        for numbered in [DataFolder::reference, DataFolder::style, DataFolder::controlnet] {
+            (0..)
+                .take_while(|n| std::fs::remove_file(numbered(self, id, *n)).is_ok())
+                .for_each(drop);
+        }
         for format in Format::ALL {
             (0..)
                 .map(|index| self.result(&Self::result_name(id, index, format)))

@@ -38,6 +38,10 @@ pub struct Draft {
     pub control_size: Option<(usize, usize)>,
     /// The files of style images.
     pub styles: Vec<Bytes>,
+    /// How many style images there are, from [`Draft::measure`].
+    pub style_count: usize,
+    /// The files of the images that its ControlNets see, in their order.
+    pub controlnet_images: Vec<Bytes>,
     /// The files of reference images.
     pub references: Vec<Bytes>,
     /// Width and height of each, from [`Draft::measure`].
@@ -78,6 +82,8 @@ impl Draft {
             control: None,
             control_size: None,
             styles: Vec::new(),
+            style_count: 0,
+            controlnet_images: Vec::new(),
             references: Vec::new(),
             reference_sizes: Vec::new(),
             format: Format::Png,
@@ -106,7 +112,12 @@ impl Draft {
         if let Some(control) = &self.control {
             self.control_size = Some(size(control, "control")?);
         }
-        self.styles.iter().try_for_each(|style| size(style, "styles").map(drop))?;
+        let seen = self.controlnet_images.iter().map(|image| (image, "controlnets"));
+        let seen = seen.chain(self.styles.iter().map(|style| (style, "styles")));
+        seen.map(|(image, name)| size(image, name)).try_for_each(|size| size.map(drop))?;
+        if !self.styles.is_empty() {
+            self.style_count = self.styles.len();
+        }
         if !self.references.is_empty() {
             let sizes = self.references.iter().map(|bytes| size(bytes, "references"));
             self.reference_sizes = sizes.collect::<Result<_, Fault>>()?;
@@ -138,7 +149,7 @@ impl Draft {
         let image = |&(width, height): &(usize, usize)| Image { width, height, rgb: Vec::new() };
         let mut request = self.request.clone();
         request.init = self.input_size.as_ref().map(image);
-        request.styles = self.styles.iter().map(|_| image(&(1, 1))).collect();
+        request.styles = vec![image(&(1, 1)); self.style_count];
         request.mask = self.mask.as_ref().map(|mask| {
             let (width, height) = mask.size;
             Mask { width, height, values: vec![u8::from(mask.repainted.is_some())] }

@@ -83,6 +83,11 @@ impl JobSpec {
         loras.map(|lora| lora.name.clone()).collect()
     }
 
+    /// The names of the ControlNets that it needs. Each has an image in the folder of inputs.
+    pub fn controlnets(&self) -> impl Iterator<Item = &str> {
+        self.request.controlnets.iter().map(|choice| choice.name.as_str())
+    }
+
     /// The format of the files.
     pub fn format(&self) -> Format {
         Format::parse(&self.format).unwrap_or(Format::Png)

@@ -17,6 +17,7 @@ mod broker;
 mod calls;
 mod clock;
 mod cluster;
+mod controlnets;
 mod data;
 mod draft;
 mod estimate;

@@ -18,6 +18,7 @@ pub fn inputs_of(name: &str, what: &str) -> ModelInputs {
     let reads_only_prompts = !(is_klein || inputs.needs_mask || inputs.needs_control);
     inputs.kontext_sizes = reads_only_prompts && name.to_lowercase().contains("kontext");
     inputs.references = is_klein || inputs.kontext_sizes;
+    inputs.controlnets = !is_klein;
     inputs
 }
 

@@ -1,4 +1,4 @@
-//! The names under which clients ask for models and LoRAs. They come from an index: no name that a
+//! The names under which clients ask for models, LoRAs and ControlNets. They come from an index: no name that a
 //! client sends is ever joined to a path.
 
 use std::collections::HashMap;
@@ -14,9 +14,10 @@ use super::model_names::{family_name, inputs_of, same_family, tool_of};
 use crate::error::{Error, Kind, Result};
 use crate::library::file_names::{model_name, without_ending};
 use crate::library::places::Role;
-use crate::pipeline::ModelInputs;
 use crate::pipeline::models::{ModelKind, ModelPlaces};
 use crate::pipeline::request::Options;
+use crate::pipeline::{ControlNetInputs, ModelInputs};
+use crate::spec::flux1::CONTROLNET;
 
 /// The name of the model inside the program.
 const EMBEDDED: &str = "flux-tiny";
@@ -48,6 +49,9 @@ pub struct Listed {
     pub bytes: u64,
     /// What it reads besides the prompt, for a model; `None` if that is not known.
     pub inputs: Option<ModelInputs>,
+    /// What it reads besides its image, for a ControlNet.
+    #[serde(default)]
+    pub controlnet: Option<ControlNetInputs>,
     /// The file; `None` for the default model, and for files of other machines.
     #[serde(skip)]
     path: Option<PathBuf>,
@@ -57,7 +61,7 @@ impl Listed {
     /// A model of which only the name is known.
     pub fn named(name: &str) -> Self {
         let (name, what) = (name.to_string(), String::new());
-        Listed { name, what, bytes: 0, inputs: None, path: None }
+        Listed { name, what, bytes: 0, inputs: None, controlnet: None, path: None }
     }
 }
 
@@ -269,31 +273,18 @@ impl Models {
     /// `None` if that is not known. It may read folders.
     pub fn inputs(&self, name: &str) -> Option<ModelInputs> {
         if name == EMBEDDED {
-            return Some(ModelInputs::default());
+            let mut inputs = inputs_of(name, "");
+            inputs.styles = self.has_style_networks();
+            return Some(inputs);
         }
         if let Some(catalog) = self.elsewhere() {
             return catalog.models.iter().find(|model| model.name == name)?.inputs;
         }
         let path = self.path(name, Role::Model).ok()?;
         let all = self.of_kind(ModelKind::Model);
-        all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.inputs
-    }
-
-    /// Checks that there is a LoRA called `name`. It may read folders.
-    ///
-    /// # Errors
-    /// 404 with the names that there are.
-    pub fn check_lora(&self, name: &str) -> std::result::Result<(), Fault> {
-        if let Some(catalog) = self.elsewhere() {
-            return match catalog.loras.iter().any(|lora| lora.name == name) {
-                true => Ok(()),
-                false => Err(self.unknown("lora", catalog.loras.clone())),
-            };
-        }
-        match self.path(name, Role::Lora) {
-            Ok(_) => Ok(()),
-            Err(e) => Err(self.refused(&e, "lora", self.loras())),
-        }
+        let mut inputs = all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.inputs?;
+        inputs.styles = inputs.controlnets && self.has_style_networks();
+        Some(inputs)
     }
 
     /// The file that a name means, from memory if it was looked up lately.
@@ -362,16 +353,7 @@ impl Models {
         } else {
             "the default model"
         };
-        models.insert(
-            0,
-            Listed {
-                name: self.default_name().to_string(),
-                what: what.into(),
-                bytes: 0,
-                inputs: None,
-                path: None,
-            },
-        );
+        models.insert(0, Listed { what: what.into(), ..Listed::named(self.default_name()) });
         models
     }
 
@@ -384,14 +366,6 @@ impl Models {
         models
     }
 
-    /// The LoRAs of this server. It may read folders.
-    pub fn loras(&self) -> Vec<Listed> {
-        if let Some(catalog) = self.elsewhere() {
-            return catalog.loras.clone();
-        }
-        self.of_kind(ModelKind::Lora)
-    }
-
     fn of_kind(&self, kind: ModelKind) -> Vec<Listed> {
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = listed.as_ref().filter(|(since, _)| since.elapsed() < LIST_KEPT);
@@ -399,8 +373,11 @@ impl Models {
             let all = self.places.list().into_iter().filter_map(|entry| {
                 // A file whose name is not unique is listed by its path: it has no name here.
                 let named = self.places.named(&entry.name, entry.kind.role()).is_ok();
+                let is_net = entry.kind == ModelKind::Part(CONTROLNET);
+                let net = is_net.then(|| ControlNetInputs::of(&entry.path).ok());
                 let listed = Listed {
                     inputs: Some(inputs_of(&entry.name, &entry.what)),
+                    controlnet: net.flatten(),
                     name: entry.name,
                     bytes: entry.bytes,
                     what: entry.what,
@@ -442,5 +419,6 @@ pub fn parse_alias(text: &str) -> Result<(String, String)> {
     }
 }
 
+mod add_ons;
 #[cfg(test)]
 mod tests;

@@ -41,6 +41,7 @@ const FILES: &[(&str, &[u8])] = &files! {
     "inputs.js"
     "jobs.js"
     "mask.js"
+    "nets.js"
     "stage.js"
     "store.js"
     "style.css"

@@ -31,7 +31,7 @@ impl Server {
             self.check(&draft, owner)
         })?;
         let Draft { mut request, input_size, mask, control_size, reference_sizes, .. } = draft;
-        let styles = draft.styles.len();
+        let styles = draft.style_count;
         let repainted = mask.and_then(|mask| mask.repainted);
         let repainted = repainted.map(|part| [part.x, part.y, part.width, part.height]);
         // The same for all seeds, and for all prompts with the same LoRAs.

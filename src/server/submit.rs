@@ -33,7 +33,9 @@ impl Server {
         }
         let model = blocking(|| {
             draft.measure()?;
-            self.check(&draft, owner)
+            let model = self.check(&draft, owner)?;
+            self.check_controlnet_images(&draft)?;
+            Ok::<_, Fault>(model)
         })?;
         let _turn = self.turn().await;
         blocking(|| self.accept(draft, model, owner))
@@ -48,7 +50,7 @@ impl Server {
     ) -> Result<(Job, bool), Fault> {
         let drawn = self.drawn_size(&draft, &model);
         let Draft { mut request, input, mask, control, references, styles, .. } = draft;
-        let Draft { format, quality, .. } = draft;
+        let Draft { format, quality, controlnet_images, .. } = draft;
         let mask = mask.map(|mask| mask.png);
         let (images, pixels_of_one) = self.size_of(&request, drawn);
         let charge = Charge { images, pixels: images.saturating_mul(pixels_of_one) };
@@ -62,8 +64,10 @@ impl Server {
             if !references.is_empty() {
                 sent["references"] = references.iter().map(image_hash).collect();
             }
-            if !styles.is_empty() {
-                sent["styles"] = styles.iter().map(image_hash).collect();
+            for (name, files) in [("styles", &styles), ("controlnets", &controlnet_images)] {
+                if !files.is_empty() {
+                    sent[name] = files.iter().map(image_hash).collect();
+                }
             }
             for (name, file) in [("mask", &mask), ("control", &control)] {
                 if let Some(file) = file {
@@ -81,14 +85,16 @@ impl Server {
         };
         // The files of a job that a client sends again stay as they are.
         let is_known = || self.broker.job(&id, &owner.0).is_ok_and(|job| job.is_some());
-        let images = references.iter().chain(&styles).chain(&control).chain(&input);
-        let has_files = images.count() > 0;
+        let lists = references.iter().chain(&styles).chain(&controlnet_images);
+        let has_files = lists.chain(&control).chain(&input).count() > 0;
         if has_files && !is_known() {
             input.iter().try_for_each(|bytes| self.data.write_input(&id, bytes))?;
             mask.iter().try_for_each(|bytes| self.data.write_mask(&id, bytes))?;
             control.iter().try_for_each(|bytes| self.data.write_control(&id, bytes))?;
             let mut numbered = styles.iter().enumerate();
             numbered.try_for_each(|(n, bytes)| self.data.write_style(&id, n, bytes))?;
+            let mut numbered = controlnet_images.iter().enumerate();
+            numbered.try_for_each(|(n, bytes)| self.data.write_controlnet(&id, n, bytes))?;
             let mut numbered = references.iter().enumerate();
             numbered.try_for_each(|(n, bytes)| self.data.write_reference(&id, n, bytes))?;
         }
@@ -158,6 +164,7 @@ impl Server {
         self.check_inputs(draft, &model)?;
         let names = request.prompt.loras().iter().chain(&request.loras);
         names.map(|lora| &lora.name).try_for_each(|name| self.models.check_lora(name))?;
+        self.check_controlnets(draft, &model)?;
         let (_, pixels_of_one) = self.size_of(request, self.drawn_size(draft, &model));
         let plan = self.access.plan(owner);
         // A model has several names: with and without its extension, and aliases.

@@ -260,6 +260,7 @@ impl Worker {
         let mut request = spec.request.clone();
         // Names from clients are names, never paths.
         request.loras.iter_mut().for_each(|lora| lora.tag = true);
+        request.controlnets.iter_mut().for_each(|choice| choice.named = true);
         if spec.has_input {
             let input = images::load_init_image(&self.data.input(id))?;
             request = request.init(input);
@@ -272,6 +273,10 @@ impl Worker {
         }
         for number in 0..spec.styles {
             request.styles.push(images::load_init_image(&self.data.style(id, number))?);
+        }
+        for number in 0..request.controlnets.len() {
+            let path = self.data.controlnet(id, number);
+            request.control_images.push(images::load_control_image(&path)?);
         }
         for number in 0..spec.references {
             let path = self.data.reference(id, number);
@@ -293,6 +298,7 @@ impl Worker {
     fn plan(&self, query: PlanQuery) -> Result<Value> {
         let PlanQuery { mut request, reference_sizes, model, .. } = query;
         request.loras.iter_mut().for_each(|lora| lora.tag = true);
+        request.controlnets.iter_mut().for_each(|choice| choice.named = true);
         // Pixels do not matter.
         let black = |(width, height)| Image { width, height, rgb: vec![0; 3 * width * height] };
         request.init = query.input_size.map(black);
@@ -301,6 +307,7 @@ impl Worker {
             request.mask = Some(mask_of(width, height, part));
         }
         request.styles = vec![black((1, 1)); query.styles];
+        request.control_images = vec![black((1, 1)).into(); request.controlnets.len()];
         for (width, height) in reference_sizes {
             // Large ones are made smaller before they are looked at.
             request.references.push(black(images::reference_size(width, height, 1)));

@@ -38,7 +38,7 @@ fn model() -> std::path::PathBuf {
 }
 
 /// Writes a ControlNet of FP8 weights for the embedded model to `path`.
-fn write(path: &Path, seed: u64, modes: Option<usize>, masked: bool) {
+pub fn write(path: &Path, seed: u64, modes: Option<usize>, masked: bool) {
     let checkpoint = open(&Files::model(model())).unwrap();
     let weights = checkpoint.get(TRANSFORMER).unwrap();
     let flux = FluxConfig::read(weights, weights.config()).unwrap();

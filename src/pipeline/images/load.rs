@@ -19,7 +19,7 @@ use super::resize::Resizer;
 use super::stretch::{Filter, Stretcher, stretch_bytes};
 use super::texts::texts_in;
 use crate::error::{Error, Result};
-use crate::pipeline::request::{Image, Mask, Settings};
+use crate::pipeline::request::{ControlImage, Image, Mask, Settings};
 use crate::units;
 
 /// The maximum size of a file, in bytes.
@@ -317,6 +317,18 @@ pub fn read_stream(stream: impl Read, name: &str) -> Result<Vec<u8>> {
 /// Reads the image at `path` as 8-bit RGB: [`ImageFile::open`] and [`ImageFile::decode`].
 pub fn load_init_image(path: &Path) -> Result<Image> {
     ImageFile::open(path)?.decode().map_err(|e| e.at_path(path))
+}
+
+/// Reads the image at `path` that a ControlNet sees. Its transparent pixels are the part that is
+/// repainted, for a ControlNet that reads it.
+pub fn load_control_image(path: &Path) -> Result<ControlImage> {
+    let file = ImageFile::open(path)?;
+    let at = |e: Error| e.at_path(path);
+    if !file.has_alpha() {
+        return Ok(ControlImage::from(file.decode().map_err(at)?));
+    }
+    let (image, mask) = file.decode_with_mask().map_err(at)?;
+    Ok(ControlImage { image, mask })
 }
 
 /// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.

@@ -29,8 +29,8 @@ pub use image_text::{ImageText, MAX_TEXT_BYTES, PNG_KEY};
 pub(crate) use kontext::nearest_kontext_size;
 pub(crate) use kontext::{kontext_size, prepare_kontext};
 pub use load::{
-    ImageFile, decode, fit, fit_bytes, image_size, load_init_image, provenance_of, read_metadata,
-    read_provenance, read_stream,
+    ImageFile, decode, fit, fit_bytes, image_size, load_control_image, load_init_image,
+    provenance_of, read_metadata, read_provenance, read_stream,
 };
 pub use mask_file::{MaskMarks, encode_mask};
 #[cfg(feature = "server")]

@@ -31,6 +31,9 @@ pub struct ControlNetChoice {
     /// Its image is a photo whose edges are found first (Canny).
     #[serde(default, skip_serializing_if = "is_false")]
     pub edges: bool,
+    /// The name was given by a client: it is looked up, and is never a path.
+    #[serde(skip)]
+    pub named: bool,
 }
 
 fn one() -> f32 {
@@ -44,8 +47,15 @@ fn is_false(value: &bool) -> bool {
 impl ControlNetChoice {
     /// A ControlNet that acts in all steps.
     pub fn new(name: impl Into<String>, strength: f32) -> Self {
-        let (start, end, mode, edges) = (0.0, 1.0, None, false);
-        ControlNetChoice { name: name.into(), strength, start, end, mode, edges }
+        ControlNetChoice {
+            name: name.into(),
+            strength,
+            start: 0.0,
+            end: 1.0,
+            mode: None,
+            edges: false,
+            named: false,
+        }
     }
 
     /// The same from the part `start` of the steps to the part `end`.

@@ -11,6 +11,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
+use super::controlnet;
 use crate::pipeline::images::{Format, MaskMarks, decode, encode, metadata, provenance_of};
 use crate::pipeline::request::{Mask, Request, Settings};
 use crate::server::access::Owner;
@@ -70,7 +71,7 @@ const CONSTANTS: [(&str, &str); 15] = [
     ("realesrgan-models", "[]"),
     ("prompt-styles", "[]"),
     ("embeddings", r#"{"loaded": {}, "skipped": {}}"#),
-    ("scripts", r#"{"txt2img": [], "img2img": []}"#),
+    ("scripts", r#"{"txt2img": ["controlnet"], "img2img": ["controlnet"]}"#),
     ("script-info", "[]"),
     ("cmd-flags", "{}"),
     ("memory", r#"{"ram": {}, "cuda": {}}"#),
@@ -163,30 +164,8 @@ fn is_set(fields: &Fields, name: &str) -> Result<Option<bool>, Fault> {
     }
 }
 
-/// Refuses what would change the image and cannot be drawn.
-fn refuse_control(fields: &Fields) -> Result<(), Fault> {
-    let Some(scripts) = fields.get("alwayson_scripts").and_then(Value::as_object) else {
-        return Ok(());
-    };
-    let is_control = |(name, _): &(&String, &Value)| name.eq_ignore_ascii_case("controlnet");
-    let units = scripts.iter().filter(is_control).flat_map(|(_, s)| s["args"].as_array());
-    let is_used = |unit: &Value| {
-        let model = unit["model"].as_str().unwrap_or("None");
-        unit["enabled"] != false && unit.is_object() && !model.eq_ignore_ascii_case("none")
-    };
-    match units.flatten().any(is_used) {
-        false => Ok(()),
-        true => {
-            Err(Fault::new(422, "unsupported", "alwayson_scripts: there are no ControlNets here")
-                .parameter("alwayson_scripts")
-                .hint("switch the ControlNet units off"))
-        }
-    }
-}
-
 /// The fields that `txt2img` and `img2img` share. `cfg_scale` is not true CFG: all clients send it.
 fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault> {
-    refuse_control(fields)?;
     let mut request = Request::new(fields.text("prompt")?.unwrap_or_default());
     request.width = fields.whole("width")?;
     request.height = fields.whole("height")?;
@@ -217,16 +196,17 @@ fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault
 }
 
 /// A title of the list of models as clients send it back.
-fn without_hash(title: &str) -> &str {
+pub fn without_hash(title: &str) -> &str {
     title.rsplit_once(" [").filter(|(_, hash)| hash.ends_with(']')).map_or(title, |(name, _)| name)
 }
 
 async fn draw(
     server: Arc<Server>,
     owner: Owner,
-    draft: Draft,
-    body: Value,
+    mut draft: Draft,
+    mut body: Value,
 ) -> Result<Response, Fault> {
+    controlnet::add_units(&server, &mut draft, &mut body)?;
     let (job, _) = server.submit(draft, &owner).await?;
     let waiting = server.wait(job);
     answer(waiting, move |server, job| images(server, job, &body), error).await
@@ -266,6 +246,7 @@ fn info(job: &Job, settings: &Settings, body: &Value, count: usize) -> Value {
     if let Some(sampler) = body["sampler_name"].as_str().filter(|s| *s != "Euler") {
         notes["Sampler asked for"] = json!(sampler);
     }
+    controlnet::notes(settings).for_each(|(name, text)| notes[name] = json!(text));
     if job.spec.as_ref().is_some_and(|spec| spec.has_mask) {
         notes["Mask blur"] = json!(settings.mask_blur);
         notes["Masked area padding"] = json!(settings.mask_padding);

@@ -41,7 +41,7 @@ impl Dialect {
             Dialect::HuggingFace
         } else if path.starts_with("/sdcpp/") {
             Dialect::SdCpp
-        } else if path.starts_with("/sdapi/") || path.starts_with("/internal/") {
+        } else if ["/sdapi/", "/internal/", "/controlnet/"].iter().any(|p| path.starts_with(p)) {
             Dialect::A1111
         } else {
             Dialect::Native

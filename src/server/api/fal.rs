@@ -8,16 +8,17 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::shared::{
     base, data_uri, format, images_to_edit, link, mask, optional_image, refuse_fields, sentence,
     set_control, set_style, type_of,
 };
 use crate::pipeline::images::{Format, MaskMarks};
-use crate::pipeline::request::Request;
+use crate::pipeline::request::{ControlNetChoice, Request};
 use crate::server::access::Owner;
 use crate::server::body::Whole;
+use crate::server::controlnets::mode_of;
 use crate::server::draft::Draft;
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
@@ -82,7 +83,7 @@ fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
     };
     refuse_fields(
         &fields,
-        &["control_loras", "controlnets", "easycontrols", "ip_adapters"],
+        &["control_loras", "easycontrols", "ip_adapters"],
         "this server draws from a prompt, images, and a mask",
     )?;
     let mut request = Request::new(prompt).loras(fields.loras("loras")?);
@@ -114,6 +115,7 @@ fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
     }
     draft.model = model_of(app);
     set_images(server, &mut draft, app, &fields)?;
+    set_controlnets(server, &mut draft, &fields)?;
     let images = images_to_edit(&fields, "image_urls")?;
     if !images.is_empty() {
         server.edit(&mut draft, images)?;
@@ -154,6 +156,63 @@ fn set_images(server: &Server, draft: &mut Draft, app: &str, fields: &Fields) ->
     }
     let references = images_to_edit(fields, "reference_image_url")?;
     server.refer(draft, references)
+}
+
+/// The ControlNets of an input: those for one kind of image, and those for several kinds, which are
+/// given all their images together.
+fn set_controlnets(server: &Server, draft: &mut Draft, fields: &Fields) -> Result<(), Fault> {
+    for parameter in ["controlnets", "controlnet_unions"] {
+        for net in objects(fields, parameter)? {
+            let name = Fields(&net).text("path")?.unwrap_or_default().to_string();
+            let controls = match parameter {
+                "controlnets" => vec![net],
+                _ => objects(&Fields(&net), "controls")?,
+            };
+            for control in &controls {
+                add_control(server, draft, parameter, &name, &Fields(control))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The objects in the list of a field.
+fn objects(fields: &Fields, name: &str) -> Result<Vec<Map<String, Value>>, Fault> {
+    let refused = || Fault::invalid(name, format!("{name}: expected a list of objects"));
+    let list = match fields.get(name) {
+        None => return Ok(Vec::new()),
+        Some(list) => list.as_array().ok_or_else(refused)?,
+    };
+    list.iter().map(|item| item.as_object().cloned().ok_or_else(refused)).collect()
+}
+
+/// Adds an image for the ControlNet called `name`.
+fn add_control(
+    server: &Server,
+    draft: &mut Draft,
+    parameter: &str,
+    name: &str,
+    control: &Fields,
+) -> Result<(), Fault> {
+    let refuse = |fault: Fault| {
+        let message = format!("{parameter}: {}", fault.message);
+        Fault { message, ..fault }.parameter(parameter)
+    };
+    let masks = ["mask_image_url", "ip_adapter_index"];
+    refuse_fields(control, &masks, "a ControlNet sees its image and nothing else")
+        .map_err(refuse)?;
+    let Some(image) = optional_image(control, "control_image_url").map_err(refuse)? else {
+        let message = format!("{parameter}: control_image_url: it is missing");
+        return Err(Fault::invalid(parameter, message));
+    };
+    let scale = control.real("conditioning_scale").map_err(refuse)?;
+    let mut choice = ControlNetChoice::new(name, scale.unwrap_or(1.0));
+    choice.start = control.real("start_percentage").map_err(refuse)?.unwrap_or(0.0);
+    choice.end = control.real("end_percentage").map_err(refuse)?.unwrap_or(1.0);
+    if let Some(mode) = control.text("control_mode").map_err(refuse)? {
+        choice.mode = mode_of(parameter, mode)?;
+    }
+    server.add_controlnet(draft, parameter, choice, image)
 }
 
 /// The model of an app such as `fal-ai/flux/dev/image-to-image`: its parts without the owner, the

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::native::draft;
 use crate::pipeline::images::{Region, provenance_of};
+use crate::pipeline::request::MAX_STYLES;
 use crate::server::access::Owner;
 use crate::server::body::Whole;
 use crate::server::draft::{MAX_INPUT_PIXELS, parse_size};
@@ -24,6 +25,8 @@ pub const SIZES: &str = "reference_sizes";
 pub const INIT_SIZE: &str = "init_size";
 /// The field with the size of the control image.
 pub const CONTROL_SIZE: &str = "control_size";
+/// The field with the number of style images, in place of the images.
+pub const STYLE_COUNT: &str = "style_count";
 /// The field with the part that a mask repaints, in place of the mask.
 pub const MASK_BOX: &str = "mask_box";
 /// The longest side of a reference image.
@@ -36,7 +39,8 @@ pub fn routes() -> Router<Arc<Server>> {
 
 /// What the job of the same body would cost. Images may be left out: [`INIT_SIZE`] or a strength
 /// stands for the one to start from, [`MASK_BOX`] for the mask, [`CONTROL_SIZE`] for the control
-/// image, and [`SIZES`] for reference images. An empty body asks for the defaults.
+/// image, [`STYLE_COUNT`] for style images, and [`SIZES`] for reference images. The images of
+/// ControlNets need no stand-in. An empty body asks for the defaults.
 async fn plan(
     State(server): State<Arc<Server>>,
     Extension(owner): Extension<Owner>,
@@ -58,11 +62,18 @@ async fn plan(
         })?,
     };
     let [init, control] = [INIT_SIZE, CONTROL_SIZE].map(|name| (name, taken(name)));
-    let part = taken(MASK_BOX);
+    let (part, styles) = (taken(MASK_BOX), taken(STYLE_COUNT));
     let mut draft = draft(&body)?;
     draft.reference_sizes = sizes;
     draft.input_size = size_in_place(init)?;
     draft.control_size = size_in_place(control)?;
+    if let Some(count) = styles {
+        let count = count.as_u64().filter(|count| *count <= MAX_STYLES as u64);
+        draft.style_count = count.ok_or_else(|| {
+            let expected = format!("{STYLE_COUNT}: expected at most {MAX_STYLES}");
+            Fault::invalid(STYLE_COUNT, expected)
+        })? as usize;
+    }
     if let Some(part) = part {
         draft.mask = Some(mask_in_place(&part, draft.input_size)?);
     }

@@ -4,6 +4,7 @@ mod a1111;
 mod batches;
 mod blackforest;
 mod comfy;
+mod controlnet;
 mod dialect;
 pub mod fal;
 mod files;
@@ -43,6 +44,7 @@ pub fn routes() -> Router<Arc<Server>> {
         .merge(files::routes())
         .merge(batches::routes())
         .merge(a1111::routes())
+        .merge(controlnet::routes())
         .merge(blackforest::routes())
         .merge(replicate::routes())
         .merge(fal::routes())

@@ -19,7 +19,7 @@ use super::shared::{
     content_type, format, image, images, link, mask, optional_image, quality_of, set_mask_fields,
 };
 use crate::pipeline::images::{Format, MaskMarks};
-use crate::pipeline::request::Request;
+use crate::pipeline::request::{ControlNetChoice, Request};
 use crate::server::access::Owner;
 use crate::server::body::Whole;
 use crate::server::draft::{Draft, parse_image};
@@ -36,7 +36,7 @@ pub const MAX_IDEMPOTENCY_KEY: usize = 255;
 pub const MAX_LISTED: usize = 200;
 
 /// The fields of `request`.
-pub const FIELDS: [&str; 27] = [
+pub const FIELDS: [&str; 28] = [
     "prompt",
     "negative",
     "steps",
@@ -60,6 +60,7 @@ pub const FIELDS: [&str; 27] = [
     "control",
     "references",
     "styles",
+    "controlnets",
     "model",
     "format",
     "quality",
@@ -76,6 +77,7 @@ pub fn routes() -> Router<Arc<Server>> {
         .route("/api/v2/jobs/{id}/images/{number}", get(picture))
         .route("/api/v2/models", get(models))
         .route("/api/v2/loras", get(loras))
+        .route("/api/v2/controlnets", get(controlnets))
 }
 
 /// The body of an error.
@@ -159,6 +161,7 @@ pub fn draft(body: &Value) -> Result<Draft, Fault> {
     blocking(|| draft.repaint_transparent("init"))?;
     draft.references = images(&fields, "references")?;
     set_styles(&fields, &mut draft)?;
+    set_controlnets(&fields, &mut draft)?;
     if let Some(name) = fields.text("format")? {
         draft.format = format(name)?;
     }
@@ -187,6 +190,36 @@ fn set_styles(fields: &Fields, draft: &mut Draft) -> Result<(), Fault> {
             None => None,
         };
         draft.add_style(parse_image("styles", image)?, strength);
+    }
+    Ok(())
+}
+
+/// ControlNets: objects with the fields of a [`ControlNetChoice`] and `image`. A question what they
+/// would cost needs no images.
+fn set_controlnets(fields: &Fields, draft: &mut Draft) -> Result<(), Fault> {
+    const NAME: &str = "controlnets";
+    let refused = |what: &str| Fault::invalid(NAME, format!("{NAME}: {what}"));
+    let list = match fields.get(NAME) {
+        None => return Ok(()),
+        Some(Value::Array(list)) => list,
+        Some(_) => return Err(refused("expected a list of objects")),
+    };
+    for net in list {
+        let mut net = net.as_object().cloned().ok_or_else(|| refused("expected objects"))?;
+        let image = net.remove("image").unwrap_or_default();
+        let image = match image.as_str() {
+            Some(text) => Some(parse_image(NAME, text)?),
+            None if image.is_null() => None,
+            None => return Err(refused("expected images in base64")),
+        };
+        net.retain(|_, value| !value.is_null());
+        net.entry("strength").or_insert(json!(1.0));
+        let choice: ControlNetChoice =
+            serde_json::from_value(net.into()).map_err(|e| refused(&e.to_string()))?;
+        match image {
+            Some(image) => draft.add_controlnet(choice, image),
+            None => draft.request.controlnets.push(choice),
+        }
     }
     Ok(())
 }
@@ -324,7 +357,9 @@ async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
                    "defaults": settings,
                    "reads_references": inputs.map(|inputs| inputs.references),
                    "needs_control": inputs.map(|inputs| inputs.needs_control),
-                   "needs_mask": inputs.map(|inputs| inputs.needs_mask)})
+                   "needs_mask": inputs.map(|inputs| inputs.needs_mask),
+                   "reads_controlnets": inputs.map(|inputs| inputs.controlnets),
+                   "reads_styles": inputs.map(|inputs| inputs.styles)})
         })
         .collect();
     Json(json!({"models": models}))
@@ -337,6 +372,19 @@ async fn loras(State(server): State<Arc<Server>>) -> Json<Value> {
         .map(|l| json!({"name": l.name, "what": l.what, "size_bytes": l.bytes}))
         .collect();
     Json(json!({"loras": loras}))
+}
+
+async fn controlnets(State(server): State<Arc<Server>>) -> Json<Value> {
+    let nets = blocking(|| server.models.controlnets());
+    let nets: Vec<Value> = nets
+        .iter()
+        .map(|net| {
+            let inputs = net.controlnet.unwrap_or_default();
+            json!({"name": net.name, "what": net.what, "size_bytes": net.bytes,
+                   "modes": inputs.mode_names(), "reads_mask": inputs.mask})
+        })
+        .collect();
+    Json(json!({"controlnets": nets}))
 }
 
 /// The events of a job, from the one after `Last-Event-ID`, until the job is over.
@@ -425,6 +473,9 @@ mod tests {
             (json!({"prompt": "x", "quality": 0}), "quality"),
             (json!({"prompt": "x", "format": "gif"}), "output_format"),
             (json!({"prompt": "x", "size": "64"}), "size"),
+            (json!({"prompt": "x", "controlnets": ["union"]}), "controlnets"),
+            (json!({"prompt": "x", "controlnets": [{"image": "aGk="}]}), "controlnets"),
+            (json!({"prompt": "x", "controlnets": [{"name": "u", "weight": 1}]}), "controlnets"),
         ] {
             let fault = draft(&body).unwrap_err();
             assert_eq!((fault.status, fault.parameter.as_deref()), (422, Some(parameter)));

@@ -8,12 +8,13 @@ use axum::routing::get;
 use axum::{Json, Router};
 use serde_json::{Map, Value, json};
 
-use super::inquire::{CONTROL_SIZE, INIT_SIZE, MASK_BOX, SIZES};
+use super::inquire::{CONTROL_SIZE, INIT_SIZE, MASK_BOX, SIZES, STYLE_COUNT};
 use super::native::{FIELDS, MAX_IDEMPOTENCY_KEY, MAX_LISTED};
 use crate::pipeline::images::Format;
 use crate::pipeline::request::{
-    MAX_COUNT, MAX_MASK_BLUR, MAX_PROMPT_BYTES, MAX_REFERENCES, MAX_SCALE, MAX_SHIFT, MAX_SIDE,
-    MAX_STEPS, MAX_STYLE_STRENGTH, MAX_STYLES, MIN_SHIFT, MIN_SIDE,
+    ControlMode, MAX_CONTROL_STRENGTH, MAX_CONTROLNETS, MAX_COUNT, MAX_MASK_BLUR, MAX_PROMPT_BYTES,
+    MAX_REFERENCES, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS, MAX_STYLE_STRENGTH, MAX_STYLES,
+    MIN_SHIFT, MIN_SIDE,
 };
 use crate::server::job::State as JobState;
 use crate::server::state::Server;
@@ -164,6 +165,9 @@ fn paths() -> Value {
             "get": operation("listModels", "The models, the default one first", 200, "any"),
         },
         "/api/v2/loras": {"get": operation("listLoras", "The LoRAs", 200, "any")},
+        "/api/v2/controlnets": {
+            "get": operation("listControlNets", "The ControlNets and their modes", 200, "any"),
+        },
         "/health": {"get": operation("health", "Whether the server runs", 200, "any")},
         "/ready": {"get": ready},
         "/metrics": {"get": operation("metrics", "Numbers for Prometheus", 200, "text")},
@@ -289,10 +293,45 @@ fn image_field(name: &str) -> Value {
             }),
             "Images whose content and style the result has, by FLUX.1 Redux",
         ),
+        "controlnets" => (
+            controlnets(image()),
+            "ControlNets of /api/v2/controlnets with the images that they see, for FLUX.1",
+        ),
         _ => return Value::Null,
     };
     schema["description"] = json!(meaning);
     schema
+}
+
+/// A list of ControlNets, each with an `image`.
+fn controlnets(image: Value) -> Value {
+    let part = |usual: u8| {
+        json!({"type": "number", "minimum": 0, "maximum": 1, "default": usual,
+               "description": "A part of the steps"})
+    };
+    json!({
+        "type": "array", "maxItems": MAX_CONTROLNETS,
+        "items": {
+            "type": "object", "required": ["name", "image"], "additionalProperties": false,
+            "properties": {
+                "name": {"type": "string"},
+                "image": image,
+                "strength": {
+                    "type": "number", "minimum": 0, "maximum": MAX_CONTROL_STRENGTH, "default": 1,
+                },
+                "start": part(0),
+                "end": part(1),
+                "mode": {
+                    "type": "string", "examples": ControlMode::NAMES,
+                    "description": "What the image is, where the ControlNet has modes",
+                },
+                "edges": {
+                    "type": "boolean", "default": false,
+                    "description": "The image is a photo whose edges are found first",
+                },
+            },
+        },
+    })
 }
 
 fn schemas() -> Value {
@@ -315,6 +354,12 @@ fn schemas() -> Value {
                         place of the mask",
     });
     of_plan.insert(MASK_BOX.into(), part);
+    let styles = json!({
+        "type": "integer", "minimum": 0, "maximum": MAX_STYLES,
+        "description": "The number of style images, in place of the images",
+    });
+    of_plan.insert(STYLE_COUNT.into(), styles);
+    of_plan["controlnets"]["items"]["required"] = json!(["name"]);
     let time = json!({"type": ["number", "null"], "description": "Seconds since 1970"});
     let nullable = |kind: &str| json!({"type": [kind, "null"]});
     json!({

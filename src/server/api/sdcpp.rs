@@ -15,9 +15,10 @@ use super::shared::{
     format, images_to_edit, mask, optional_image, quality_of, refuse_fields, sentence,
 };
 use crate::pipeline::images::{Format, MaskMarks};
-use crate::pipeline::request::{self, Request};
+use crate::pipeline::request::{self, ControlNetChoice, Request};
 use crate::server::access::Owner;
 use crate::server::body::Whole;
+use crate::server::controlnets::mode_of;
 use crate::server::draft::{Draft, parse_image};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
@@ -27,6 +28,9 @@ use crate::server::wait::{expired, succeeded};
 
 /// Marks of further fields inside a prompt.
 const EXTRA: (&str, &str) = ("<sd_cpp_extra_args>", "</sd_cpp_extra_args>");
+
+/// The strength of a ControlNet in that program.
+const CONTROL_STRENGTH: f32 = 0.9;
 
 /// The paths of this API.
 pub fn routes() -> Router<Arc<Server>> {
@@ -107,7 +111,7 @@ fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
     if let (Some(width), Some(height)) = (draft.request.width, draft.request.height) {
         blocking(|| draft.fit_masked("init_image", (width, height), |_| ()))?;
     }
-    draft.control = optional_image(fields, "control_image")?;
+    set_control_image(server, &mut draft, fields)?;
     let images = images_to_edit(fields, "ref_images")?;
     server.refer(&mut draft, images)?;
     if let Some(name) = fields.text("output_format")?.filter(|name| !name.is_empty()) {
@@ -117,6 +121,26 @@ fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
         draft.quality = quality_of(quality.max(1), "output_compression")?;
     }
     Ok(draft)
+}
+
+/// The control image, and the ControlNet that sees it. That program has one ControlNet for all
+/// requests; here requests name theirs.
+fn set_control_image(server: &Server, draft: &mut Draft, fields: &Fields) -> Result<(), Fault> {
+    const NAME: &str = "control_net";
+    let image = optional_image(fields, "control_image")?;
+    let Some(name) = fields.text(NAME)?.filter(|name| !name.is_empty()) else {
+        draft.control = image;
+        return Ok(());
+    };
+    let Some(image) = image else {
+        return Err(Fault::invalid(NAME, format!("{NAME}: it needs a control_image")));
+    };
+    let strength = fields.real("control_strength")?.unwrap_or(CONTROL_STRENGTH);
+    let mut choice = ControlNetChoice::new(name, strength);
+    if let Some(mode) = fields.text("control_mode")? {
+        choice.mode = mode_of("control_mode", mode)?;
+    }
+    server.add_controlnet(draft, NAME, choice, image)
 }
 
 /// A job in the form of this API.
@@ -179,6 +203,8 @@ async fn cancel(
 async fn capabilities(State(server): State<Arc<Server>>) -> Json<Value> {
     let loras = blocking(|| server.models.loras());
     let loras: Vec<Value> = loras.iter().map(|l| json!({"name": l.name, "path": l.name})).collect();
+    let nets = blocking(|| server.models.controlnets());
+    let nets: Vec<Value> = nets.iter().map(|n| json!({"name": n.name, "path": n.name})).collect();
     let name = server.models.default_name();
     let settings = server.worker().defaults.unwrap_or_default();
     let defaults = json!({
@@ -197,7 +223,8 @@ async fn capabilities(State(server): State<Arc<Server>>) -> Json<Value> {
     let formats = Format::ALL.map(Format::name);
     let inputs = server.worker().inputs.unwrap_or_default();
     let features = json!({
-        "init_image": true, "mask_image": true, "control_image": inputs.needs_control,
+        "init_image": true, "mask_image": true,
+        "control_image": inputs.needs_control || (inputs.controlnets && !nets.is_empty()),
         "ref_images": inputs.references,
         "lora": true, "vae_tiling": false, "hires": false, "cache": false,
         "cancel_queued": true, "cancel_generating": true,
@@ -215,6 +242,7 @@ async fn capabilities(State(server): State<Arc<Server>>) -> Json<Value> {
         "samplers": ["euler"],
         "schedulers": ["simple"],
         "loras": loras,
+        "control_nets": nets,
         "upscalers": [],
         "limits": {
             "min_width": request::MIN_SIDE, "max_width": request::MAX_SIDE,

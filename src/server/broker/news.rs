@@ -72,6 +72,9 @@ pub struct WorkerFacts {
     pub models: Vec<Listed>,
     /// The LoRAs that it has.
     pub loras: Vec<Listed>,
+    /// The ControlNets that it has.
+    #[serde(default)]
+    pub controlnets: Vec<Listed>,
     /// The model in its memory.
     pub held: Option<String>,
     /// The LoRAs of its last job.
@@ -98,6 +101,11 @@ impl WorkerFacts {
     /// Whether it has the LoRA called `name`.
     pub fn has_lora(&self, name: &str) -> bool {
         self.loras.iter().any(|lora| lora.name == name)
+    }
+
+    /// Whether it has the ControlNet called `name`.
+    pub fn has_controlnet(&self, name: &str) -> bool {
+        self.controlnets.iter().any(|net| net.name == name)
     }
 }
 
@@ -127,6 +135,9 @@ pub struct Catalog {
     pub models: Vec<Listed>,
     /// The LoRAs of all workers.
     pub loras: Vec<Listed>,
+    /// The ControlNets of all workers.
+    #[serde(default)]
+    pub controlnets: Vec<Listed>,
 }
 
 impl Catalog {
@@ -158,6 +169,7 @@ impl Catalog {
             inputs: first.inputs,
             models,
             loras: merged(|worker| &worker.loras),
+            controlnets: merged(|worker| &worker.controlnets),
         })
     }
 }

@@ -120,18 +120,6 @@ pub fn prompt(server: &Server, body: &Value) -> String {
     answer.json()["prompt_id"].as_str().unwrap().to_string()
 }
 
-/// The image that node `node` of a graph saves.
-pub(super) fn drawn(server: &Server, graph: &Value, node: &str) -> Vec<u8> {
-    let id = prompt(server, &json!({"prompt": graph}));
-    let past = wait_for("the prompt", || {
-        let history = server.get(&format!("/history/{id}")).json();
-        history.get(&id).cloned()
-    });
-    let name = past["outputs"][node]["images"][0]["filename"].as_str();
-    let name = name.unwrap_or_else(|| panic!("{past}"));
-    server.get(&format!("/view?filename={name}&type=output")).body
-}
-
 #[test]
 pub fn a_prompt_is_drawn_and_told_of_in_the_order_of_comfyui() {
     let folder = tempfile::tempdir().unwrap();

@@ -121,8 +121,8 @@ fn automatic1111_inpaints() {
     assert!(kept.count() > 24, "the left part is kept");
     let units = json!({"controlnet": {"args": [{"enabled": true, "model": "union"}]}});
     let answer = call(json!({"alwayson_scripts": units}));
-    assert_eq!(answer.status, 422, "{}", answer.text());
-    assert!(answer.text().contains("ControlNet"), "{}", answer.text());
+    assert_eq!(answer.status, 404, "{}", answer.text());
+    assert!(answer.text().contains("controlnet_not_found"), "{}", answer.text());
     let off = json!({"ControlNet": {"args": [{"enabled": false, "model": "union"}]}});
     assert_eq!(call(json!({"alwayson_scripts": off})).status, 200);
 }
@@ -247,7 +247,7 @@ pub fn comfyui_graphs_repaint_a_part() {
                 {"samples": ["22", 0], "mask": ["21", 1]}},
         })
     };
-    let draw = |graph: &Value| comfy::drawn(&server, graph, "9");
+    let draw = |graph: &Value| server.draw_graph(graph, "9");
     let clear = json!({"class_type": "LoadImage", "inputs": {"image": "clear.png"}});
     assert!(draw(&graph(clear)) == reference, "the alpha of an image");
     let mask = json!({"class_type": "LoadImageMask", "inputs":

@@ -6,6 +6,7 @@ mod batches;
 mod cluster;
 mod comfy;
 mod conditions;
+mod controlnets;
 mod doors;
 mod faults;
 mod inpaint;
@@ -22,6 +23,8 @@ mod operation;
 mod page;
 #[cfg(unix)]
 mod page_images;
+#[cfg(unix)]
+mod page_nets;
 mod references;
 mod remote;
 mod security;
@@ -191,6 +194,18 @@ impl Server {
         let answer = self.get(&format!("/api/v2/jobs/{id}/images/0"));
         assert_eq!((answer.status, answer.header("content-type")), (200, Some("image/png")));
         answer.body
+    }
+
+    /// The image that the node `output` of a ComfyUI graph saves.
+    fn draw_graph(&self, graph: &Value, output: &str) -> Vec<u8> {
+        let id = comfy::prompt(self, &json!({"prompt": graph}));
+        let past = wait_for("the prompt", || {
+            let history = self.get(&format!("/history/{id}")).json();
+            history.get(&id).cloned()
+        });
+        let name = past["outputs"][output]["images"][0]["filename"].as_str();
+        let name = name.unwrap_or_else(|| panic!("{past}"));
+        self.get(&format!("/view?filename={name}&type=output")).body
     }
 
     /// Waits for the end of the process.

@@ -140,6 +140,17 @@ impl Tab {
         self.until(&format!("document.querySelectorAll('.thumb').length === {count}")).await;
     }
 
+    /// Draws the newest image again in another visit, in which nothing is given again, and returns
+    /// what comes of it. There is one image in the history before.
+    pub async fn draw_again(&self, server: &Server) -> Vec<u8> {
+        self.client.refresh().await.unwrap();
+        self.thumbs(1).await;
+        self.click("#again").await;
+        self.thumbs(2).await;
+        let job = jobs(server).remove(0);
+        server.image(job["id"].as_str().unwrap())
+    }
+
     /// Saves a picture of the page where tests are asked for pictures.
     pub async fn photograph(&self, name: &str) {
         if let Some(folder) = std::env::var_os("FLUX_FAST_TEST_PICTURES") {

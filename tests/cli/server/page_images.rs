@@ -54,11 +54,7 @@ fn reference_images_are_added_sent_and_kept() {
         assert!(newest(&server) == drawn);
         // Another visit draws it again, without the files being chosen again.
         tab.click(".ref button").await;
-        tab.client.refresh().await.unwrap();
-        tab.thumbs(1).await;
-        tab.click("#again").await;
-        tab.thumbs(2).await;
-        assert!(newest(&server) == drawn);
+        assert!(tab.draw_again(&server).await == drawn);
         tab.client.close().await.unwrap();
     });
 }
@@ -158,11 +154,7 @@ fn a_mask_is_painted_sent_and_kept() {
             );
             assert!(server.image(id) == drawn);
             // Another visit draws it again, without the image or the mask being given again.
-            tab.client.refresh().await.unwrap();
-            tab.thumbs(1).await;
-            tab.click("#again").await;
-            tab.thumbs(2).await;
-            assert!(newest(&server) == drawn);
+            assert!(tab.draw_again(&server).await == drawn);
             tab.click("#copy").await;
             tab.until("document.querySelectorAll('#copy-dialog textarea').length === 3").await;
             let text = tab.eval("document.querySelector('#copy-dialog textarea').value").await;

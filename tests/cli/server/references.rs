@@ -118,7 +118,7 @@ fn by_graph(server: &Server, model: &str, names: [&str; 2]) -> Vec<u8> {
         "18": {"class_type": "VAEDecode", "inputs": {"samples": ["17", 0], "vae": ["3", 0]}},
         "19": {"class_type": "SaveImage", "inputs": {"images": ["18", 0]}},
     });
-    comfy::drawn(server, &graph, "19")
+    server.draw_graph(&graph, "19")
 }
 
 /// The image behind an address that an answer names.

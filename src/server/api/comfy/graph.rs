@@ -1,6 +1,7 @@
 //! What a graph in API format draws: it is followed from its output nodes back to the request that
 //! it means. A graph that means anything else is refused with the node that is in the way.
 
+mod controlnets;
 mod masks;
 mod pictures;
 mod place;
@@ -15,7 +16,7 @@ use serde_json::{Map, Value};
 
 use super::nodes;
 use crate::pipeline::images::MaskMarks;
-use crate::pipeline::request::{LoraChoice, Margins, Request};
+use crate::pipeline::request::{ControlNetChoice, LoraChoice, Margins, Request};
 use crate::server::fault::Fault;
 use crate::server::masks::DraftMask;
 use place::Place;
@@ -40,6 +41,8 @@ pub struct Meaning {
     pub control: Option<Bytes>,
     /// The images of `StyleModelApply` nodes, with their strengths.
     pub styles: Vec<(Bytes, f32)>,
+    /// The ControlNets, with the images that they see and the nodes that apply them.
+    pub controlnets: Vec<(ControlNetChoice, Bytes, String)>,
     /// The images of `ReferenceLatent` nodes.
     pub references: Vec<Bytes>,
     /// The nodes that encode the prompt, draw, and decode.
@@ -83,7 +86,17 @@ struct Conditioning {
     references: Vec<Picture>,
     control: Option<Picture>,
     styles: Vec<(Picture, f32)>,
+    controlnets: Vec<Control>,
     is_zero: bool,
+}
+
+/// A ControlNet with the image that it sees.
+#[derive(Debug, Clone)]
+struct Control {
+    choice: ControlNetChoice,
+    picture: Picture,
+    /// The node that applies it, `CLASS#ID`.
+    node: String,
 }
 
 #[derive(Debug, Clone)]
@@ -163,6 +176,7 @@ enum Output {
     Mask(GraphMask),
     ClipVision,
     StyleModel,
+    ControlNet(ControlNetChoice),
     Seen(Picture),
     Noise(u64),
     Sampler,
@@ -318,6 +332,10 @@ fn meaning(
     for (picture, strength) in &positive.styles {
         styles.push((file_of(picture, &sampler)?, *strength));
     }
+    let mut controlnets = Vec::new();
+    for Control { choice, picture, node } in positive.controlnets {
+        controlnets.push((choice, file_of(&picture, &sampler)?, node));
+    }
     Ok(Meaning {
         request,
         model: model.name,
@@ -325,6 +343,7 @@ fn meaning(
         mask: repainted,
         control: control.transpose()?,
         styles,
+        controlnets,
         references,
         text_node: positive.node,
         sampler_node: sampler.id,

@@ -15,11 +15,12 @@ use crate::server::fault::Fault;
 use crate::server::state::{Server, blocking};
 
 /// The folders of models.
-const FOLDERS: [&str; 8] = [
+const FOLDERS: [&str; 9] = [
     "checkpoints",
     "diffusion_models",
     "unet_gguf",
     "loras",
+    "controlnet",
     "vae",
     "text_encoders",
     "clip",
@@ -34,6 +35,7 @@ fn lists(server: &Server, owner: &Owner) -> Result<Lists, Fault> {
         Ok(Lists {
             models: names(server.models.models()),
             loras: names(server.models.loras()),
+            controlnets: names(server.models.controlnets()),
             images: store::names(server, owner)?,
         })
     })
@@ -70,6 +72,7 @@ pub async fn folder(
     Ok(Json(match folder.as_str() {
         "checkpoints" | "diffusion_models" | "unet_gguf" | "unet" => json!(lists.models),
         "loras" => json!(lists.loras),
+        "controlnet" => json!(lists.controlnets),
         "vae" => json!(VAES),
         "text_encoders" | "clip" => json!(CLIPS),
         "upscale_models" => json!([]),

@@ -134,7 +134,7 @@ async fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, F
     };
     let (prompt_id, client) = (id_of("prompt_id")?, id_of("client_id")?);
     let meaning = blocking(|| interpret(graph, &Around { server, owner }))?;
-    let mut draft = draft(&meaning);
+    let mut draft = draft(server, &meaning)?;
     let extra = fields.get("extra_data").cloned().unwrap_or(json!({}));
     let wants_preview = extra["preview_method"].as_str().is_some_and(|method| method != "none");
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -164,7 +164,7 @@ async fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, F
     Ok(json!({"prompt_id": prompt_id.unwrap_or(job.id), "number": number, "node_errors": {}}))
 }
 
-fn draft(meaning: &Meaning) -> Draft {
+fn draft(server: &Server, meaning: &Meaning) -> Result<Draft, Fault> {
     let mut draft = Draft::new(meaning.request.clone(), DIALECT);
     draft.model = meaning.model.clone();
     draft.input = meaning.input.clone();
@@ -173,8 +173,12 @@ fn draft(meaning: &Meaning) -> Draft {
     for (image, strength) in &meaning.styles {
         draft.add_style(image.clone(), Some(*strength).filter(|strength| *strength != 1.0));
     }
+    for (choice, image, node) in &meaning.controlnets {
+        // The parameter of a fault at a node is the node.
+        server.add_controlnet(&mut draft, node, choice.clone(), image.clone())?;
+    }
     draft.references = meaning.references.clone();
-    draft
+    Ok(draft)
 }
 
 /// Frees the memory of the model, once its job is over.

@@ -18,6 +18,7 @@ pub struct Node {
 pub struct Lists {
     pub models: Vec<String>,
     pub loras: Vec<String>,
+    pub controlnets: Vec<String>,
     pub images: Vec<String>,
 }
 
@@ -86,6 +87,18 @@ const NODES: &[Node] = nodes! {
     "StyleModelApply":
         "conditioning:CONDITIONING style_model:STYLE_MODEL clip_vision_output:CLIP_VISION_OUTPUT \
          strength:FLOAT? strength_type:@styletypes?" -> "CONDITIONING";
+    "ControlNetLoader": "control_net_name:@controlnets" -> "CONTROL_NET";
+    "SetUnionControlNetType": "control_net:CONTROL_NET type:@uniontypes" -> "CONTROL_NET";
+    "ControlNetApply":
+        "conditioning:CONDITIONING control_net:CONTROL_NET image:IMAGE strength:FLOAT"
+        -> "CONDITIONING";
+    "ControlNetApplyAdvanced":
+        "positive:CONDITIONING negative:CONDITIONING control_net:CONTROL_NET image:IMAGE \
+         strength:FLOAT start_percent:FLOAT end_percent:FLOAT vae:VAE?"
+        -> "CONDITIONING CONDITIONING";
+    "ControlNetApplySD3":
+        "positive:CONDITIONING negative:CONDITIONING control_net:CONTROL_NET vae:VAE? image:IMAGE \
+         strength:FLOAT start_percent:FLOAT end_percent:FLOAT" -> "CONDITIONING CONDITIONING";
     "Canny": "image:IMAGE low_threshold:FLOAT? high_threshold:FLOAT?" -> "IMAGE";
     "DifferentialDiffusion": "model:MODEL strength:FLOAT?" -> "MODEL";
     "ImageCompositeMasked":
@@ -142,7 +155,13 @@ pub fn why_not(class: &str) -> Option<&'static str> {
             "masked parts are repainted and put back by the server itself: use SetLatentNoiseMask \
              or InpaintModelConditioning",
         ),
-        () if has("ControlNet") => Some("the server draws without ControlNets"),
+        () if has("ControlNet") => Some(
+            "ControlNets are applied by ControlNetLoader, SetUnionControlNetType and \
+             ControlNetApplyAdvanced",
+        ),
+        () if has("Preprocessor") => Some(
+            "images for ControlNets are sent as they are to be seen; only Canny finds edges here",
+        ),
         () if has("IPAdapter") => Some("images for the style are read by StyleModelApply"),
         () if has("Upscale") => Some("images are not made larger by another model here"),
         () => None,
@@ -199,6 +218,7 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
     let fixed: &[&str] = match kind {
         "@models" => return json!([lists.models]),
         "@loras" => return json!([lists.loras]),
+        "@controlnets" => return json!([lists.controlnets]),
         "@images" => return json!([lists.images, {"image_upload": true}]),
         "@dtypes" => &["default"],
         "@clips" => &CLIPS,
@@ -213,6 +233,7 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
         "@clipvisions" => &["sigclip_vision_patch14_384.safetensors"],
         "@stylemodels" => &["flux1-redux-dev.safetensors"],
         "@styletypes" => &["multiply"],
+        "@uniontypes" => &["auto", "openpose", "depth", "canny/lineart/anime_lineart/mlsd", "tile"],
         "@channels" => &["alpha", "red", "green", "blue"],
         "@formats" => &["PNG", "JPEG"],
         "INT" => {
@@ -229,6 +250,7 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
                 "guidance" => 3.5,
                 "max_shift" => 1.15,
                 "base_shift" => 0.5,
+                "start_percent" => 0.0,
                 _ => 1.0,
             };
             let range = json!({"default": default, "min": -100.0, "max": 100.0, "step": 0.01});

@@ -59,7 +59,10 @@ impl View<'_> {
             return false;
         }
         let loras = record.loras();
-        if !loras.iter().all(|lora| self.worker.has_lora(lora)) {
+        let mut controlnets = record.spec.iter().flat_map(|spec| spec.controlnets());
+        if !loras.iter().all(|lora| self.worker.has_lora(lora))
+            || !controlnets.all(|net| self.worker.has_controlnet(net))
+        {
             return false;
         }
         if self.held == Some(job.model.as_str()) {
@@ -168,7 +171,9 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::request::{ControlNetChoice, Request};
     use crate::server::broker::nats::mirror::tests::record;
+    use crate::server::job::JobSpec;
     use crate::server::models::Listed;
 
     fn worker(id: &str, held: Option<&str>, models: &[&str]) -> Arc<WorkerFacts> {
@@ -236,6 +241,25 @@ mod tests {
         assert!(schedule.wake(&queue, &live, 0).is_empty(), "it is awake");
         // One that does not hold the model is woken once the job has waited.
         assert_eq!(schedule.wake(&queue, &live, 11 * SECOND), ["b"]);
+
+        // Only one that has the ControlNet.
+        let with_net = WorkerFacts {
+            id: "d".into(),
+            controlnets: vec![Listed::named("union")],
+            ..(*live[0]).clone()
+        };
+        let live = [live[0].clone(), Arc::new(with_net)];
+        let mut queue = Mirror::default();
+        queue.loaded();
+        let mut job = Record { model: "m".into(), ..record("1", 0) };
+        let net = ControlNetChoice::new("union", 1.0);
+        let request = Request::new("x").controlnets(vec![net]);
+        job.spec = Some(JobSpec::new(request, "m"));
+        queue.apply(job, 1);
+        for id in ["a", "d"] {
+            let got = schedule.choose(&mut queue, &live, id, Some("m"), 0);
+            assert_eq!(got.is_some(), id == "d", "{id}");
+        }
 
         // Of two that hold it, the one that has drawn with the same LoRAs, here with none.
         let with_lora = WorkerFacts { held_loras: vec!["l".into()], ..(*live[0]).clone() };

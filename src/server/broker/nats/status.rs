@@ -48,6 +48,7 @@ pub async fn cluster_status(options: &ClusterOptions) -> Result<Value> {
             "id": worker.id, "host": worker.host, "ready": worker.ready, "held": worker.held,
             "jobs": worker.jobs, "busy_for": worker.busy_for, "drawn": worker.drawn,
             "vram": worker.vram, "models": names(&worker.models), "loras": names(&worker.loras),
+            "controlnets": names(&worker.controlnets),
         })
     };
     Ok(json!({

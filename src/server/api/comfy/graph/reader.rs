@@ -165,6 +165,12 @@ impl<'a> Reader<'a> {
             "StyleModelLoader" => Ok(Output::StyleModel),
             "CLIPVisionEncode" => self.seen(node).map(Output::Seen),
             "StyleModelApply" => self.styled(node).map(Output::Conditioning),
+            "ControlNetLoader" | "SetUnionControlNetType" => {
+                self.controlnet(node).map(Output::ControlNet)
+            }
+            "ControlNetApply" | "ControlNetApplyAdvanced" | "ControlNetApplySD3" => {
+                self.controlled(node, slot)
+            }
             "Canny" => self.edges(node).map(Output::Picture),
             "InpaintModelConditioning" | "InstructPixToPixConditioning" => {
                 self.image_conditioning(node, slot)
@@ -278,15 +284,15 @@ impl<'a> Reader<'a> {
             _ => (self.text(node, "text")?, None),
         };
         let loras = self.clip(node, "clip")?;
-        let (node, references, styles, control) = (node.id.clone(), Vec::new(), Vec::new(), None);
         Ok(Conditioning {
-            node,
+            node: node.id.clone(),
             text,
             loras,
             guidance,
-            references,
-            control,
-            styles,
+            references: Vec::new(),
+            control: None,
+            styles: Vec::new(),
+            controlnets: Vec::new(),
             is_zero: false,
         })
     }

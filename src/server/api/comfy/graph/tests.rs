@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::pipeline::images::{Format, encode, image_size};
-use crate::pipeline::request::Image;
+use crate::pipeline::request::{ControlMode, Image};
 
 struct Nothing;
 
@@ -408,6 +408,43 @@ fn style_models_see_an_image() {
     for (change, class) in [
         (json!({"24/strength_type": "attn_bias"}), "StyleModelApply#24"),
         (json!({"24/style_model": ["21", 0]}), "StyleModelApply#24"),
+    ] {
+        let fault = read(&with(&graph, change)).unwrap_err();
+        assert_eq!(fault.parameter.as_deref(), Some(class), "{}", fault.message);
+    }
+}
+
+#[test]
+fn controlnets_are_applied_one_after_another() {
+    let mut graph = simple();
+    let apply = |before: [&str; 2], net: &str, image: &str| {
+        json!({"class_type": "ControlNetApplyAdvanced", "inputs": {
+            "positive": [before[0], 0], "negative": [before[1], 1], "control_net": [net, 0],
+            "image": [image, 0], "strength": 0.5, "start_percent": 0.25, "end_percent": 1.0}})
+    };
+    let more = json!({
+        "19": {"class_type": "Canny", "inputs": {"image": ["20", 0]}},
+        "20": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "21": {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "union"}},
+        "22": {"class_type": "SetUnionControlNetType", "inputs":
+            {"control_net": ["21", 0], "type": "openpose"}},
+        "23": apply(["6", "7"], "22", "20"),
+        "24": apply(["23", "23"], "21", "19"),
+    });
+    graph.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    graph["23"]["inputs"]["negative"] = json!(["7", 0]);
+    let graph = with(&graph, json!({"3/positive": ["24", 0], "3/negative": ["24", 1]}));
+    let meaning = read(&graph).unwrap();
+    let [(pose, ..), (edges, image, node)] = meaning.controlnets.as_slice() else {
+        panic!("two ControlNets")
+    };
+    let choice = ControlNetChoice::new("union", 0.5).steps(0.25, 1.0);
+    assert_eq!(*pose, choice.clone().mode(ControlMode(4)));
+    assert_eq!((edges, node.as_str()), (&choice.edges(), "ControlNetApplyAdvanced#24"));
+    assert_eq!(image_size(image, u64::MAX).unwrap(), (100, 50));
+    for (change, class) in [
+        (json!({"22/type": "normal"}), "SetUnionControlNetType#22"),
+        (json!({"23/control_net": ["20", 0]}), "ControlNetApplyAdvanced#23"),
     ] {
         let fault = read(&with(&graph, change)).unwrap_err();
         assert_eq!(fault.parameter.as_deref(), Some(class), "{}", fault.message);

@@ -1,0 +1,214 @@
+//! A1111's ControlNet extension: its lists under `/controlnet`, and its units in the requests of
+//! [`a1111`](super::a1111).
+
+use std::sync::Arc;
+
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::routing::get;
+use axum::{Json, Router};
+use serde_json::{Value, json};
+
+use super::a1111::without_hash;
+use super::shared::refuse_fields;
+use crate::pipeline::request::{ControlMode, ControlNetChoice, MAX_CONTROLNETS, Settings};
+use crate::server::controlnets::mode_of;
+use crate::server::draft::{Draft, parse_image, size_of};
+use crate::server::fault::Fault;
+use crate::server::fields::Fields;
+use crate::server::state::{Server, blocking};
+
+/// The field with the units.
+const FIELD: &str = "alwayson_scripts";
+/// What can be done to the image of a unit before the ControlNet sees it.
+const MODULES: [&str; 2] = ["none", "canny"];
+/// The names of the second and third way to fit an image into another shape; the first is the one
+/// that is done here, which has number 1.
+const OTHER_FITS: [&str; 2] = ["Just Resize", "Resize and Fill"];
+
+/// The paths of the extension.
+pub fn routes() -> Router<Arc<Server>> {
+    Router::new()
+        .route("/controlnet/version", get(async || Json(json!({"version": 2}))))
+        .route("/controlnet/settings", get(settings))
+        .route("/controlnet/model_list", get(models))
+        .route("/controlnet/module_list", get(modules))
+        .route("/controlnet/control_types", get(control_types))
+}
+
+async fn settings() -> Json<Value> {
+    Json(json!({"control_net_unit_count": MAX_CONTROLNETS}))
+}
+
+fn names(server: &Server) -> Vec<String> {
+    blocking(|| server.models.controlnets()).into_iter().map(|net| net.name).collect()
+}
+
+async fn models(State(server): State<Arc<Server>>) -> Json<Value> {
+    Json(json!({"model_list": names(&server)}))
+}
+
+async fn modules() -> Json<Value> {
+    let detail = |name: &str| json!({"model_free": false, "sliders": [], "name": name});
+    let details = MODULES.map(|name| (name.to_string(), detail(name)));
+    Json(json!({
+        "module_list": MODULES,
+        "module_detail": details.into_iter().collect::<serde_json::Map<_, _>>(),
+    }))
+}
+
+async fn control_types(State(server): State<Arc<Server>>) -> Json<Value> {
+    let names = names(&server);
+    let default = names.first().map_or("None", String::as_str);
+    let models: Vec<&str> = ["None"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let kind = |modules: &[&str]| {
+        json!({"module_list": modules, "model_list": models,
+               "default_option": modules[modules.len() - 1], "default_model": default})
+    };
+    Json(json!({"control_types": {
+        "All": kind(&["canny", "none"]), "Canny": kind(&MODULES),
+    }}))
+}
+
+/// Adds the units of a request to its draft, and takes their images out of `body`, which is sent
+/// back.
+///
+/// # Errors
+/// 404 for a ControlNet that is not there, 422 for what units may ask for and this server does not
+/// do.
+pub fn add_units(server: &Server, draft: &mut Draft, body: &mut Value) -> Result<(), Fault> {
+    let scripts = body.get_mut(FIELD).and_then(Value::as_object_mut);
+    let Some(scripts) = scripts else { return Ok(()) };
+    let script = scripts.iter_mut().filter(|(name, _)| name.eq_ignore_ascii_case("controlnet"));
+    let units = script.filter_map(|(_, script)| script.get_mut("args")?.as_array_mut()).flatten();
+    for unit in units.filter(|unit| is_used(unit)) {
+        add_unit(server, draft, &Fields::of(unit)?)?;
+        for name in ["image", "input_image"] {
+            if unit.get(name).is_some() {
+                unit[name] = Value::Null;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn is_used(unit: &Value) -> bool {
+    let model = unit["model"].as_str().unwrap_or("None");
+    unit["enabled"] != false && unit.is_object() && !model.eq_ignore_ascii_case("none")
+}
+
+fn refused(name: &str, what: &str) -> Fault {
+    Fault::new(422, "unsupported", format!("{FIELD}: controlnet: {name}: {what}")).parameter(FIELD)
+}
+
+fn add_unit(server: &Server, draft: &mut Draft, unit: &Fields) -> Result<(), Fault> {
+    refuse_fields(
+        unit,
+        &[
+            "mask",
+            "mask_image",
+            "effective_region_mask",
+            "batch_images",
+            "ipadapter_input",
+            "guessmode",
+        ],
+        "ControlNets see an image, and what is repainted of the image to start from",
+    )
+    .map_err(|fault| refused("a unit", &fault.message))?;
+    let is_balanced = match unit.get("control_mode") {
+        None => true,
+        Some(Value::String(mode)) => mode.eq_ignore_ascii_case("balanced"),
+        Some(mode) => mode.as_f64() == Some(0.0),
+    };
+    if !is_balanced {
+        return Err(refused("control_mode", "ControlNets are always balanced here"));
+    }
+    let module = unit.text("module")?.unwrap_or("none").to_lowercase();
+    if !MODULES.contains(&module.as_str()) {
+        return Err(refused("module", "this server finds no poses, depths or the like in a photo")
+            .hint("none with an image that is prepared, or canny"));
+    }
+    let mut choice = ControlNetChoice::new(
+        without_hash(unit.text("model")?.unwrap_or_default()),
+        unit.real("weight")?.unwrap_or(1.0),
+    );
+    choice.start = unit.real("guidance_start")?.unwrap_or(0.0);
+    choice.end = unit.real("guidance_end")?.unwrap_or(1.0);
+    choice.edges = module == "canny";
+    choice.mode = match unit.get("union_control_type") {
+        Some(Value::String(kind)) => mode_of(FIELD, kind)?,
+        Some(_) => return Err(refused("union_control_type", "expected a name")),
+        None => None,
+    };
+    if choice.edges && choice.mode.is_none() {
+        choice.mode = Some(ControlMode(0));
+    }
+    let image = image_of(unit)?.or_else(|| draft.input.clone());
+    let image = image.ok_or_else(|| refused("image", "a unit needs an image"))?;
+    check_fit(server, draft, unit, &image)?;
+    server.add_controlnet(draft, FIELD, choice, image)
+}
+
+/// The image of a unit, which may be inside an object together with its mask.
+fn image_of(unit: &Fields) -> Result<Option<Bytes>, Fault> {
+    for name in ["image", "input_image"] {
+        let text = match unit.get(name) {
+            None => continue,
+            Some(Value::Object(both)) => {
+                refuse_fields(&Fields(both), &["mask"], "a ControlNet reads no mask of its own")
+                    .map_err(|fault| refused(name, &fault.message))?;
+                Fields(both).long_text("image")?
+            }
+            Some(_) => unit.long_text(name)?,
+        };
+        if let Some(text) = text.filter(|text| !text.is_empty()) {
+            return parse_image(FIELD, text).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+/// An image is cropped around its centre to the shape of the result ("Crop and Resize"). The other
+/// ways do the same to an image that has this shape, and clients send them without a thought.
+fn check_fit(server: &Server, draft: &Draft, unit: &Fields, image: &[u8]) -> Result<(), Fault> {
+    let is_other = match unit.get("resize_mode") {
+        None => false,
+        Some(Value::String(mode)) => OTHER_FITS.iter().any(|fit| fit.eq_ignore_ascii_case(mode)),
+        Some(mode) => mode.as_f64() != Some(1.0),
+    };
+    if !is_other {
+        return Ok(());
+    }
+    let (w, h) = size_of(image, FIELD)?;
+    let (width, height) = match &draft.input {
+        Some(input) if draft.is_masked() => size_of(input, "init_images")?,
+        _ => {
+            let (width, height) = server.sides_of(&draft.request);
+            (width as u32, height as u32)
+        }
+    };
+    let scale = (f64::from(width) / f64::from(w)).max(f64::from(height) / f64::from(h));
+    let surplus = |side: u32, of: u32| f64::from(side) * scale - f64::from(of);
+    match surplus(w, width).max(surplus(h, height)) < 1.0 {
+        true => Ok(()),
+        false => Err(refused("resize_mode", "an image of another shape is cropped here")
+            .hint("Crop and Resize, or an image in the shape of the result")),
+    }
+}
+
+/// What `info` says about the ControlNets of an image, in the words of the extension: name and
+/// text.
+pub fn notes(settings: &Settings) -> impl Iterator<Item = (String, String)> {
+    settings.controlnets.iter().enumerate().map(|(number, choice)| {
+        let ControlNetChoice { name, strength, start, end, edges, .. } = choice;
+        let (module, thresholds) = match edges {
+            true => ("canny", ", Threshold A: 50.0, Threshold B: 200.0"),
+            false => ("none", ""),
+        };
+        let text = format!(
+            "Module: {module}, Model: {name}, Weight: {strength}, Resize Mode: Crop and Resize\
+             {thresholds}, Guidance Start: {start}, Guidance End: {end}, Control Mode: Balanced"
+        );
+        (format!("ControlNet {number}"), text)
+    })
+}

@@ -1,0 +1,72 @@
+//! The names of LoRAs, ControlNets and the networks for style images.
+
+use super::{Listed, Models};
+use crate::library::places::Role;
+use crate::pipeline::ControlNetInputs;
+use crate::pipeline::models::ModelKind;
+use crate::server::fault::Fault;
+use crate::spec::flux1::{CONTROLNET, REDUX, SIGLIP};
+
+impl Models {
+    /// Checks that there is a LoRA called `name`. It may read folders.
+    ///
+    /// # Errors
+    /// 404 with the names that there are.
+    pub fn check_lora(&self, name: &str) -> Result<(), Fault> {
+        if let Some(catalog) = self.elsewhere() {
+            return match catalog.loras.iter().any(|lora| lora.name == name) {
+                true => Ok(()),
+                false => Err(self.unknown("lora", catalog.loras.clone())),
+            };
+        }
+        match self.path(name, Role::Lora) {
+            Ok(_) => Ok(()),
+            Err(e) => Err(self.refused(&e, "lora", self.loras())),
+        }
+    }
+
+    /// The LoRAs of this server. It may read folders.
+    pub fn loras(&self) -> Vec<Listed> {
+        if let Some(catalog) = self.elsewhere() {
+            return catalog.loras.clone();
+        }
+        self.of_kind(ModelKind::Lora)
+    }
+
+    /// The ControlNets of this server. It may read folders.
+    pub fn controlnets(&self) -> Vec<Listed> {
+        if let Some(catalog) = self.elsewhere() {
+            return catalog.controlnets.clone();
+        }
+        self.of_kind(ModelKind::Part(CONTROLNET))
+    }
+
+    /// What the ControlNet called `name` reads. It may read folders.
+    ///
+    /// # Errors
+    /// 404 with the names that there are.
+    pub fn controlnet(&self, name: &str) -> Result<ControlNetInputs, Fault> {
+        const WHAT: &str = "controlnet";
+        let all = self.controlnets();
+        if self.elsewhere().is_some() {
+            let found = all.iter().find(|net| net.name == name).and_then(|net| net.controlnet);
+            return found.ok_or_else(|| self.unknown(WHAT, all));
+        }
+        match self.path(name, Role::ControlNet) {
+            Ok(path) => {
+                let listed = all.iter().find(|net| net.path.as_ref() == Some(&path));
+                // A file that is not listed yet, or is something else.
+                let found = listed.and_then(|net| net.controlnet);
+                found
+                    .or_else(|| ControlNetInputs::of(&path).ok())
+                    .ok_or_else(|| self.unknown(WHAT, all))
+            }
+            Err(e) => Err(self.refused(&e, WHAT, all)),
+        }
+    }
+
+    /// Whether the folders have the networks of FLUX.1 Redux. It may read folders.
+    pub(super) fn has_style_networks(&self) -> bool {
+        [REDUX, SIGLIP].iter().all(|part| !self.of_kind(ModelKind::Part(*part)).is_empty())
+    }
+}
