@@ -289,16 +289,16 @@ mod tests {
             assert_eq!(read(bad), None, "{bad}");
         }
         for secret in [
-            "secret:word@a",
-            "nats://u:a/word@b",
-            "nats://u:a,word@b",
-            "http://u:word@a",
-            "nats://u:word@a/X",
-            "nats://u:word@a/x,nats://u:word@b",
+            "secret:hunter@a",
+            "nats://u:a/hunter@b",
+            "nats://u:a,hunter@b",
+            "http://u:hunter@a",
+            "nats://u:hunter@a/X",
+            "nats://u:hunter@a/x,nats://u:hunter@b",
         ] {
             let e = Address::parse(secret).err().unwrap();
             let told = format!("{e} {}", e.hint().unwrap_or_default());
-            assert!(!told.contains("word"), "{told}");
+            assert!(!told.contains("hunter"), "{told}");
         }
     }
 }
