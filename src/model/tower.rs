@@ -8,7 +8,8 @@ pub(super) fn push_affine(out: &mut Vec<TensorSpec>, name: &str, shape: Vec<usiz
     out.push((format!("{name}.weight"), shape));
 }
 
-/// Adds the tensors of `layers` layers of `tower`. Tokens have `width` values, and `ff` within MLPs.
+/// Adds the tensors of `layers` layers of `tower`. Tokens have `width` values, and `ff` within
+/// MLPs.
 pub(super) fn push_layers(
     out: &mut Vec<TensorSpec>,
     tower: &str,

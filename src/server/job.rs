@@ -56,8 +56,8 @@ fn is_false(flag: &bool) -> bool {
 }
 
 impl JobSpec {
-    /// For tests and simulations: a request to `model` by the native API that starts from no images,
-    /// drawn to PNG files.
+    /// For tests and simulations: a request to `model` by the native API that starts from no
+    /// images, drawn to PNG files.
     #[cfg(any(test, feature = "nats"))]
     pub fn new(request: Request, model: impl Into<String>) -> JobSpec {
         JobSpec {
