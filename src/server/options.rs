@@ -68,7 +68,7 @@ pub struct ClusterOptions {
     pub ca_certificates: Option<PathBuf>,
     /// The certificate that this process shows, and the key that it belongs to.
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// How many brokers keep a copy of everything; for buckets that do not exist yet.
+    /// How many brokers keep a copy of everything, at least.
     pub replicas: usize,
     /// After how long without a sign of life a worker has lost its job.
     pub lost_after: Duration,

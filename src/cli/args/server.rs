@@ -113,7 +113,7 @@ pub struct BrokerArgs {
     /// The key (PEM) of that certificate
     #[arg(long, value_name = "FILE", requires = "nats_cert")]
     pub nats_key: Option<PathBuf>,
-    /// How many NATS servers keep a copy of everything, 1 to 5, where the cluster is new
+    /// How many NATS servers keep a copy of everything at least, 1 to 5
     #[arg(
         long,
         value_name = "N",

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{kill, program, wait_for};
+use super::{program, wait_for};
 
 /// A NATS server with files of its own. It is killed when it goes out of scope.
 pub struct Broker {
@@ -107,9 +107,9 @@ impl Broker {
         self.restart();
     }
 
-    /// Kills the server.
+    /// Kills the server, if it runs.
     pub fn stop(&mut self) {
-        kill(self.child.id(), "-KILL");
+        self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 }

@@ -90,6 +90,20 @@ fn creation_error(name: &str, replicas: usize, error: &dyn std::error::Error) ->
     }
 }
 
+/// The result of making the bucket called `name`, which another process may make at the same time.
+fn is_made<E: std::error::Error>(
+    name: &str,
+    replicas: usize,
+    made: std::result::Result<(), E>,
+) -> Result<()> {
+    match made {
+        Ok(()) => Ok(()),
+        // 10058: it exists with other settings. They are checked next.
+        Err(e) if e.to_string().contains("error code 10058") => Ok(()),
+        Err(e) => Err(creation_error(name, replicas, &e)),
+    }
+}
+
 /// Opens a bucket of keys and values, or makes it.
 async fn key_values(
     context: &jetstream::Context,
@@ -107,9 +121,8 @@ async fn key_values(
             limit_markers: Some(MARKERS_KEPT),
             ..kv::Config::default()
         };
-        // Another process may make it at the same time: the same is made only once.
-        let made = context.create_key_value(config).await;
-        made.map_err(|e| creation_error(&bucket, replicas, &e))?;
+        let made = context.create_key_value(config).await.map(drop);
+        is_made(&bucket, replicas, made)?;
     }
     let config = checked(context, &format!("KV_{bucket}"), Duration::ZERO, replicas).await?;
     if config.max_messages_per_subject != 1 {
@@ -141,15 +154,16 @@ async fn objects(
             num_replicas: replicas,
             ..object_store::Config::default()
         };
-        let made = context.create_object_store(config).await;
-        made.map_err(|e| creation_error(&bucket, replicas, &e))?;
+        let made = context.create_object_store(config).await.map(drop);
+        is_made(&bucket, replicas, made)?;
     }
     checked(context, &format!("OBJ_{bucket}"), IMAGES_KEPT, replicas).await?;
     context.get_object_store(&bucket).await.map_err(|e| setup_error(&bucket, &e))
 }
 
-/// The settings of a stream, of which is checked that it keeps what a cluster needs: somebody may
-/// have made it by hand.
+/// The settings of a stream. Checks that it keeps what a cluster needs, since somebody may have made
+/// it by hand, and gives it at least `replicas` copies: a process that wants fewer may have been the
+/// first one.
 async fn checked(
     context: &jetstream::Context,
     name: &str,
@@ -157,7 +171,7 @@ async fn checked(
     replicas: usize,
 ) -> Result<Config> {
     let stream = context.get_stream(name).await.map_err(|e| setup_error(name, &e))?;
-    let config = stream.cached_info().config.clone();
+    let mut config = stream.cached_info().config.clone();
     if config.storage != StorageType::File {
         return Err(Error::device("a bucket of the broker is not durable")
             .at(name)
@@ -177,11 +191,10 @@ async fn checked(
             .expected("discard: new"));
     }
     if config.num_replicas < replicas {
-        let found = config.num_replicas;
-        tracing::warn!(
-            "{name} has {found} copies instead of {replicas}, because it was made so: the number of \
-             replicas of a stream can be changed with the tools of NATS"
-        );
+        config.num_replicas = replicas;
+        let updated = context.update_stream(&config).await.map(drop);
+        updated.map_err(|e| creation_error(name, replicas, &e))?;
+        tracing::info!("{name} has {replicas} copies from now on");
     }
     Ok(config)
 }

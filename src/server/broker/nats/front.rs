@@ -1,6 +1,7 @@
 //! The broker of a front: it accepts jobs, knows all of them, and tells clients what becomes of
 //! them. One front at a time also gives jobs to workers: see `leader`.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
@@ -16,7 +17,9 @@ use super::link::{Change, Link, MARKERS_KEPT, claim, get, job_key, set, unreacha
 use super::record::{MAX_ATTEMPTS, Record};
 use crate::error::{Error, Result};
 use crate::server::access::hash;
-use crate::server::broker::{Broker, Cancelled, Counts, NewJob, News, Place, Submitted, Workers};
+use crate::server::broker::{
+    Broker, Cancelled, Counts, NewJob, News, Place, Submitted, WorkerFacts, Workers,
+};
 use crate::server::clock::Clock;
 use crate::server::data::DataFolder;
 use crate::server::fault::Fault;
@@ -402,11 +405,14 @@ impl Broker for FrontBroker {
         let model = query.model.clone().unwrap_or_else(|| {
             lock(&self.hub.catalog).as_ref().map(|c| c.default.clone()).unwrap_or_default()
         });
-        let idle = self
-            .hub
-            .live()
-            .into_iter()
-            .find(|worker| worker.ready && worker.jobs.is_empty() && worker.has_model(&model));
+        // What workers say of themselves may be a second old.
+        let busy_workers: HashSet<String> = {
+            let mirror = lock(&self.hub.mirror);
+            mirror.running().filter_map(|record| record.worker.clone()).collect()
+        };
+        let is_idle = |worker: &WorkerFacts| worker.ready && !busy_workers.contains(&worker.id);
+        let mut live = self.hub.live().into_iter();
+        let idle = live.find(|worker| is_idle(worker) && worker.has_model(&model));
         let worker = idle.ok_or_else(busy)?;
         let link = self.link();
         let query = PlanQuery { model: Some(model), ..query.clone() };

@@ -6,6 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+/// How often the threads look whether the network is cut.
+const LOOK: Duration = Duration::from_millis(50);
+
 /// Passes connections on to a port. While it is cut, nothing arrives and no connection ends, as with
 /// a cable that is pulled.
 pub struct Proxy {
@@ -40,13 +43,15 @@ impl Proxy {
 
     pub fn cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::Relaxed);
+        // Whoever waits for bytes at this moment looks at it after that.
+        std::thread::sleep(2 * LOOK);
     }
 }
 
 /// Copies what arrives. What arrives while the network is cut is lost, with its connection: TCP
 /// would send it again, and in the end give up.
 fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
-    from.set_read_timeout(Some(Duration::from_millis(50))).unwrap();
+    from.set_read_timeout(Some(LOOK)).unwrap();
     let (mut buffer, mut lost) = (vec![0; 64 << 10], false);
     loop {
         let is_cut = cut.load(Ordering::Relaxed);
