@@ -91,12 +91,9 @@ impl Server {
             input.iter().try_for_each(|bytes| self.data.write_input(&id, bytes))?;
             mask.iter().try_for_each(|bytes| self.data.write_mask(&id, bytes))?;
             control.iter().try_for_each(|bytes| self.data.write_control(&id, bytes))?;
-            let mut numbered = styles.iter().enumerate();
-            numbered.try_for_each(|(n, bytes)| self.data.write_style(&id, n, bytes))?;
-            let mut numbered = controlnet_images.iter().enumerate();
-            numbered.try_for_each(|(n, bytes)| self.data.write_controlnet(&id, n, bytes))?;
-            let mut numbered = references.iter().enumerate();
-            numbered.try_for_each(|(n, bytes)| self.data.write_reference(&id, n, bytes))?;
+            write_all(&styles, |n, bytes| self.data.write_style(&id, n, bytes))?;
+            write_all(&controlnet_images, |n, bytes| self.data.write_controlnet(&id, n, bytes))?;
+            write_all(&references, |n, bytes| self.data.write_reference(&id, n, bytes))?;
         }
         let work = self.work(&request, drawn);
         let cost = self.rates.seconds(&model.name, work).unwrap_or(work);
@@ -308,6 +305,14 @@ fn retry_times(seconds: f64, random: u64) -> (u64, u64) {
         false => (seconds + spread).min(whole),
     };
     ((until * 1000.0).ceil().max(1.0) as u64, (until.ceil() as u64).max(1))
+}
+
+/// Writes each of `files` with its number.
+fn write_all(
+    files: &[Bytes],
+    write: impl Fn(usize, &[u8]) -> crate::error::Result<()>,
+) -> crate::error::Result<()> {
+    files.iter().enumerate().try_for_each(|(number, bytes)| write(number, bytes))
 }
 
 fn hash_bytes(bytes: &[u8]) -> [u8; 32] {

@@ -300,6 +300,8 @@ on_nats! {
         f42_f43_limits_are_told_in_headers_and_survive_kills_of_the_server,
         what_no_time_makes_acceptable_is_not_a_429_and_images_come_back,
         f44_a_greedy_key_waits_for_another;
+    controlnets:
+        controlnets_are_listed_planned_and_drawn;
     mcp:
         mcp_tools_draw_and_report_progress;
 }

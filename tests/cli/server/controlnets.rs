@@ -79,7 +79,7 @@ fn extended(mut body: Value, more: Value) -> Value {
 }
 
 #[test]
-fn controlnets_are_listed_planned_and_drawn() {
+pub fn controlnets_are_listed_planned_and_drawn() {
     let nets = Nets::new();
     let server = nets.server(&[]);
     let listed = server.get("/api/v2/controlnets").json()["controlnets"].clone();

@@ -16,7 +16,11 @@ async fn lower(tab: &Tab, css: &str) {
 
 /// Draws at this size with two steps and seed 7 from now on.
 async fn set_numbers(tab: &Tab, width: &str, height: &str) {
-    tab.fill("#prompt", "a fox").await;
+    // The page renders once more when it knows the server.
+    tab.until("document.querySelector('.cost').innerText.includes('of memory')").await;
+    let all = format!("{}a", char::from(Key::Control));
+    tab.find("#prompt").await.send_keys(&all).await.unwrap();
+    tab.find("#prompt").await.send_keys("a fox").await.unwrap();
     tab.fill("#steps", "2").await;
     tab.fill("#seed", "7").await;
     tab.click(".shapes .chip:last-child").await;
@@ -39,11 +43,11 @@ fn controlnets_are_picked_sent_and_kept() {
             }
             set_numbers(&tab, "96", "64").await;
             let select = tab.find("#add-controlnet").await;
-            select.select_by_value("union.safetensors").await.unwrap();
+            select.select_by_label("union.safetensors").await.unwrap();
             // Neither its mode nor its image is known.
             tab.until("document.querySelector('.cost.bad')?.innerText.includes('canny')").await;
             let mode = tab.find("#net-mode-0").await;
-            mode.select_by_value("depth").await.unwrap();
+            mode.select_by_label("depth").await.unwrap();
             tab.until("document.querySelector('.cost').innerText.includes('96 × 64')").await;
             tab.draw().await;
             tab.until("document.querySelector('.toast')?.innerText.includes('Open the image')")
