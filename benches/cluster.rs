@@ -1,14 +1,14 @@
-//! How far a cluster scales: simulated workers, which take the time that the plan predicts, with the
-//! real queue and schedule. It prints a table of throughput, waits and models that had to be opened,
-//! next to the waits of a single queue that loses no time.
+//! How far a cluster scales: simulated workers, which take the time that the plan predicts, with
+//! the real queue and schedule. It prints a table of throughput, waits and models that had to be
+//! opened, next to the waits of a single queue that loses no time.
 //!
 //! `cargo bench --bench cluster -- SECONDS`: what the broker needs for one change of a job. No time
 //! passes but that of the computation.
 
 use flux_fast::server::{Simulation, simulate};
 
-/// FLUX.1 [schnell], 1024x1024, 4 steps on an RTX 3060, and 12 GB from a fast disk, in seconds: both
-/// are calculated (benches/results/2026-11-22-cuda-calculated.md).
+/// FLUX.1 [schnell], 1024x1024, 4 steps on an RTX 3060, and 12 GB from a fast disk, in seconds:
+/// both are calculated (benches/results/2026-11-22-cuda-calculated.md).
 const JOB: f64 = 11.8;
 const LOAD: f64 = 8.0;
 /// Models that clients ask for, and their keys.

@@ -1,6 +1,6 @@
 //! The layers of the architecture, read from the sources: each module uses only modules of its own
-//! layer and of the layers before it (ARCHITECTURE.md), `unsafe` is used in few places, and only the
-//! command line names its options.
+//! layer and of the layers before it (ARCHITECTURE.md), `unsafe` is used in few places, and only
+//! the command line names its options.
 
 use std::path::{Path, PathBuf};
 
@@ -213,8 +213,8 @@ fn only_the_command_line_says_what_is_typed_there() {
     );
 }
 
-/// The name and the number of lines of each function in `text`, which rustfmt has formatted: a function
-/// ends at the first line that is a closing brace with the indentation of its `fn` line.
+/// The name and the number of lines of each function in `text`, which rustfmt has formatted: a
+/// function ends at the first line that is a closing brace with the indentation of its `fn` line.
 fn functions(text: &str) -> Vec<(String, usize)> {
     let lines: Vec<&str> = text.lines().collect();
     let mut found = Vec::new();

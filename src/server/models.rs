@@ -1,5 +1,5 @@
-//! The names under which clients ask for models, LoRAs and ControlNets. They come from an index: no name that a
-//! client sends is ever joined to a path.
+//! The names under which clients ask for models, LoRAs and ControlNets. They come from an index: no
+//! name that a client sends is ever joined to a path.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -58,7 +58,8 @@ pub struct ServerOptions {
 #[derive(Clone)]
 pub struct ClusterOptions {
     /// Addresses of the brokers, separated by commas, each `nats://` or `tls://`, with or without
-    /// `USER:PASSWORD@` or `TOKEN@`, and after the last one `/NAME` if several clusters share the brokers.
+    /// `USER:PASSWORD@` or `TOKEN@`, and after the last one `/NAME` if several clusters share the
+    /// brokers.
     pub broker: String,
     /// A file of NATS credentials: a token and the key that it belongs to.
     pub credentials: Option<PathBuf>,

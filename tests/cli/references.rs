@@ -1,5 +1,5 @@
-//! `--reference` with FLUX.1 Kontext, as far as that needs no arithmetic: it reads any image, from its
-//! own size.
+//! `--reference` with FLUX.1 Kontext, as far as that needs no arithmetic: it reads any image, from
+//! its own size.
 
 use serde_json::Value;
 

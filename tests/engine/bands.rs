@@ -1,5 +1,5 @@
-//! The autoencoder in bands of rows: bitwise what it computes in one piece. Unit tests of the phases
-//! do the same on the GPU backends.
+//! The autoencoder in bands of rows: bitwise what it computes in one piece. Unit tests of the
+//! phases do the same on the GPU backends.
 
 use crate::common::tensors::Tensors;
 use crate::common::{files, limit_to_least, temp_dir};

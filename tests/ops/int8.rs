@@ -111,8 +111,8 @@ fn products_of_integers_with_everything_that_is_fused() {
     }
 }
 
-/// With a weight of one 1 in each row, the result is integers of x times their scales: the same bits
-/// as the definition's.
+/// With a weight of one 1 in each row, the result is integers of x times their scales: the same
+/// bits as the definition's.
 #[test]
 fn integers_of_x_are_those_of_the_definition() {
     for (m, k, group) in [(6, 256, 256), (5, 192, 64), (7, 48, 16), (4, 72, 0), (2, 4352, 256)] {

@@ -1,6 +1,7 @@
 //! The operation table: every operation, at ragged shapes, in every stored type, by every variant
-//! that this machine can run, against the reference loops. Each family has a file. Inputs are random
-//! and new in every run; a failing test prints the seed, and `FLUX_FAST_TEST_SEED` repeats it.
+//! that this machine can run, against the reference loops. Each family has a file. Inputs are
+//! random and new in every run; a failing test prints the seed, and `FLUX_FAST_TEST_SEED` repeats
+//! it.
 //!
 //! The CUDA variants run on the same cases in BF16, on the PTX machine behind a driver without a
 //! GPU (`cuda`); the WGSL variants on the first adapter, in F32 and in BF16 (`wgpu`).

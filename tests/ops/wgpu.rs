@@ -51,8 +51,8 @@ const SMALL: u64 = 8 << 10;
 const MOST_WORK: u64 = 100_000;
 
 /// Backends that no test uses now. Opening one is quick, but a shader is compiled when a backend
-/// first uses it, which takes longer than most cases. So each test takes one and gives it back: there
-/// are as many as tests that run at the same time.
+/// first uses it, which takes longer than most cases. So each test takes one and gives it back:
+/// there are as many as tests that run at the same time.
 static IDLE: Mutex<Vec<WgpuBackend>> = Mutex::new(Vec::new());
 
 /// The backend of a test, and so of a thread.
@@ -135,10 +135,10 @@ fn bound(op: &Op, variant: &str) -> f64 {
     }
 }
 
-/// The bound of a product in integers that is stored in F32. The integers are those of the reference
-/// where the driver divides with exact rounding. Elsewhere (WGSL allows an error of 2.5 units in the
-/// last place) the scale of a row can differ in its last bit, and a quotient near the middle of two
-/// integers can become the other one.
+/// The bound of a product in integers that is stored in F32. The integers are those of the
+/// reference where the driver divides with exact rounding. Elsewhere (WGSL allows an error of 2.5
+/// units in the last place) the scale of a row can differ in its last bit, and a quotient near the
+/// middle of two integers can become the other one.
 fn integers_bound() -> f64 {
     let exact = adapter::get().is_some_and(|a| a.name.contains("llvmpipe"));
     if exact { 1e-5 } else { 3e-3 }

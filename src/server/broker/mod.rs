@@ -50,8 +50,8 @@ pub struct NewJob {
 }
 
 impl NewJob {
-    /// For tests and simulations: a job of the normal lane that takes a second, without limits or an
-    /// idempotency key.
+    /// For tests and simulations: a job of the normal lane that takes a second, without limits or
+    /// an idempotency key.
     #[cfg(any(test, feature = "nats"))]
     pub fn new(id: impl Into<String>, owner: impl Into<String>, spec: JobSpec) -> NewJob {
         NewJob {

@@ -1,7 +1,7 @@
 //! Much at a time, and kills at random moments. These take minutes, so they run only when they are
 //! asked for: `cargo test --test cli -- --ignored --nocapture --test-threads 1 load`.
-//! `FLUX_FAST_TEST_ROUNDS` is the number of kills of each kind (SIGKILL and SIGTERM of the server and
-//! of its worker; 50).
+//! `FLUX_FAST_TEST_ROUNDS` is the number of kills of each kind (SIGKILL and SIGTERM of the server
+//! and of its worker; 50).
 #![cfg(unix)]
 
 use std::collections::HashMap;

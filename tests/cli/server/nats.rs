@@ -1,5 +1,6 @@
 //! A real NATS server for the tests of clusters. Without `nats-server` on the path, or under
-//! `FLUX_FAST_NATS_SERVER`, these tests are skipped and say so, unless `FLUX_FAST_TEST_NATS` is set.
+//! `FLUX_FAST_NATS_SERVER`, these tests are skipped and say so, unless `FLUX_FAST_TEST_NATS` is
+//! set.
 
 use std::cell::Cell;
 use std::ffi::{OsStr, OsString};

@@ -23,8 +23,8 @@ fn down(change: &Change) -> &HostPart {
     }
 }
 
-/// The rows of `linear1` and the ranks of a combined pair that one pair fills: pairs with the same A
-/// share its ranks, and pairs that change no row of `range` have none.
+/// The rows of `linear1` and the ranks of a combined pair that one pair fills: pairs with the same
+/// A share its ranks, and pairs that change no row of `range` have none.
 fn spans(adapter: &Adapter, range: &Range<usize>) -> Vec<(Range<usize>, Range<usize>)> {
     let mut runs: Vec<(&[u8], Range<usize>)> = vec![];
     let (mut spans, mut next) = (vec![], 0);

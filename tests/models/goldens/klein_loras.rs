@@ -148,9 +148,9 @@ fn an_image_of_flux2_with_a_lora_differs_and_strength_0_changes_no_bit() {
     assert!(relative_error(&half, &none) > 1e-2);
 }
 
-/// A LoRA of the last modulation, in BFL's names and in those of diffusers, which have the halves in
-/// the other order, against the merged weight. diffusers reads the first without the swap, so it is
-/// no reference here.
+/// A LoRA of the last modulation, in BFL's names and in those of diffusers, which have the halves
+/// in the other order, against the merged weight. diffusers reads the first without the swap, so it
+/// is no reference here.
 #[test]
 fn the_last_modulation_of_flux2_is_changed_as_its_names_say() {
     const WEIGHT: &str = "final_layer.adaLN_modulation.1.weight";

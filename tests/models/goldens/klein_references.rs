@@ -1,5 +1,5 @@
-//! Reference images of FLUX.2 [klein] besides those of the goldens: in bands, with an image to start
-//! from, their memory, and those that are refused.
+//! Reference images of FLUX.2 [klein] besides those of the goldens: in bands, with an image to
+//! start from, their memory, and those that are refused.
 
 use super::f32_options;
 use super::klein::{MODELS, plain, request};

@@ -1,5 +1,5 @@
-//! FLUX.1 Redux against transformers and diffusers (`golden/make_redux_goldens.py`): SigLIP's vision
-//! tower, the adapter, and images with styles. Where both are found, and what is refused.
+//! FLUX.1 Redux against transformers and diffusers (`golden/make_redux_goldens.py`): SigLIP's
+//! vision tower, the adapter, and images with styles. Where both are found, and what is refused.
 
 use std::path::Path;
 

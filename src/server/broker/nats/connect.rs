@@ -161,9 +161,9 @@ async fn objects(
     context.get_object_store(&bucket).await.map_err(|e| setup_error(&bucket, &e))
 }
 
-/// The settings of a stream. Checks that it keeps what a cluster needs, since somebody may have made
-/// it by hand, and gives it at least `replicas` copies: a process that wants fewer may have been the
-/// first one.
+/// The settings of a stream. Checks that it keeps what a cluster needs, since somebody may have
+/// made it by hand, and gives it at least `replicas` copies: a process that wants fewer may have
+/// been the first one.
 async fn checked(
     context: &jetstream::Context,
     name: &str,

@@ -9,8 +9,8 @@ use std::time::Duration;
 /// How often the threads look whether the network is cut.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Passes connections on to a port. While it is cut, nothing arrives and no connection ends, as with
-/// a cable that is pulled.
+/// Passes connections on to a port. While it is cut, nothing arrives and no connection ends, as
+/// with a cable that is pulled.
 pub struct Proxy {
     port: u16,
     cut: Arc<AtomicBool>,

@@ -31,8 +31,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A prompt with a ControlNet next to it. The node has a negative prompt, too: a ControlNet acts
-    /// on both, whichever it is applied to.
+    /// A prompt with a ControlNet next to it. The node has a negative prompt, too: a ControlNet
+    /// acts on both, whichever it is applied to.
     pub(super) fn controlled(&mut self, node: &Place, slot: usize) -> Result<Output, Fault> {
         let input = match (node.class, slot) {
             ("ControlNetApply", _) => "conditioning",
