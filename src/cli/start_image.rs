@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::host;
 use crate::pipeline::Engine;
 use crate::pipeline::images::ImageFile;
-use crate::pipeline::request::{Image, Mask, Request, Settings};
+use crate::pipeline::request::{ControlImage, Image, Mask, Request, Settings};
 use crate::text::one_line;
 use crate::units;
 use crate::units::ByteSize;
