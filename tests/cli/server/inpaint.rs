@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::masks::{Pictures, ok};
 use super::references::klein;
-use super::{Server, comfy, decoded, drawn_by_command, form, wait_for};
+use super::{Server, decoded, drawn_by_command, form, wait_for};
 
 #[test]
 fn openai_repaints_transparent_pixels() {

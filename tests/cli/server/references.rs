@@ -11,7 +11,7 @@ use flux_fast::spec::flux2::{QWEN3, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
 
-use super::{Answer, Server, comfy, decoded, drawn_by_command, form, wait_for};
+use super::{Answer, Server, decoded, drawn_by_command, form, wait_for};
 
 /// Writes a small model with noise as weights.
 pub fn klein(folder: &Path) -> PathBuf {
