@@ -22,7 +22,10 @@
 // bf16 takes 8192. f16 sums have the 32 products of a half, and are then added to sums in f32 with
 // the factor of v's tile. The sums of the integers begin at 1.5 * 2^23 as a float has it: below
 // 127^2 * 128 < 2^21 in magnitude, they are then floats of that number plus the sum, and need no
-// conversion. 49 KB of shared memory and at most 255 registers: two blocks share a multiprocessor.
+// conversion. A half has 623 instructions in sm_86's machine code, 96 of them mma: the two warps of
+// a quarter issue for 45 % of the 3072 cycles (tile's copies included), shared memory is busy for
+// 33 %, exponentials take 19 %. 50 KB of shared memory and at most 255 registers: two blocks share a
+// multiprocessor. A block reads 24 KB per tile from L2: 8 bytes a cycle and multiprocessor.
 #include "attention_flash.cuh"
 #include "rotation.cuh"
 
