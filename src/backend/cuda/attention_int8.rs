@@ -170,3 +170,70 @@ pub fn choose(a: &Args<Attention>, device: &CudaDevice) -> Option<&'static Varia
     let wanted = device.int8 && faster && accepts(a, device).is_ok();
     wanted.then(|| &ATTENTION_INT8[0])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::cuda::launch::Cuda;
+    use crate::backend::gpu::{AttentionArgs, Matrix, Runs};
+    use crate::dtype::DType;
+
+    fn chosen(tokens: usize, heads: usize, dim: usize, device: CudaDevice) -> &'static str {
+        let cols = heads * dim;
+        let m = Matrix { place: 4096, rows: tokens, cols, stride: cols, dtype: DType::BF16 };
+        let (q, k, v, out) = (m, m, m, m);
+        let (batch, scale, causal) = (1, 0.1, false);
+        let op = Attention { q, k, v, batch, heads, scale, causal, bias: None, first: None, out };
+        let args = AttentionArgs { op, scratch: None };
+        <Cuda as Runs<Attention>>::choose(&args, &device).unwrap().name
+    }
+
+    #[test]
+    fn long_sequences_are_computed_in_integers_where_that_is_wanted_and_faster() {
+        let device = |major, minor, int8| CudaDevice {
+            capability: (major, minor),
+            processors: 28,
+            shared_bytes: 101_376,
+            l2_bytes: 3 << 20,
+            driver: 12_040,
+            fp8: false,
+            int8,
+        };
+        for (major, minor) in [(8, 0), (8, 6), (8, 9), (12, 0)] {
+            let chosen = |tokens, dim, int8| chosen(tokens, 24, dim, device(major, minor, int8));
+            assert_eq!(chosen(4608, 128, true), "attention_d128_int8_sm80");
+            assert_eq!(chosen(513, 128, true), "attention_d128_int8_sm80");
+            // Text encoders, other widths, and other arithmetic.
+            assert_eq!(chosen(512, 128, true), "attention_d128_sm80");
+            assert_eq!(chosen(4608, 64, true), "attention_d64_sm80");
+            assert_eq!(chosen(4608, 128, false), "attention_d128_sm80");
+        }
+        assert_eq!(chosen(4608, 24, 128, device(9, 0, true)), "attention_d128_wgmma_sm90a");
+        assert_eq!(chosen(4608, 24, 128, device(10, 0, true)), "attention_d128_sm80");
+    }
+
+    #[test]
+    fn parts_of_scratch_memory_follow_one_another() {
+        let m = |rows, cols| Matrix { place: 0, rows, cols, stride: cols, dtype: DType::BF16 };
+        let (q, k) = (m(2 * 100, 384), m(2 * 65, 384));
+        let (batch, heads, scale, causal) = (2, 3, 0.1, false);
+        let op =
+            Attention { q, k, v: k, batch, heads, scale, causal, bias: None, first: None, out: q };
+        let layout = Layout::of(&AttentionArgs { op, scratch: None });
+        assert_eq!((layout.query_rows, layout.key_rows), (128, 128));
+        let rows = 6 * 128;
+        let sizes = [rows * 128, rows * 128, rows * 256, rows * 4, rows * 4, 256, 6 * 512];
+        let starts = [
+            layout.q,
+            layout.k,
+            layout.v,
+            layout.q_scales,
+            layout.k_scales,
+            layout.v_scales,
+            layout.means,
+            layout.end,
+        ];
+        assert_eq!(starts[0], 0);
+        assert!(starts.windows(2).zip(sizes).all(|(s, size)| s[1] - s[0] == size), "{starts:?}");
+    }
+}
