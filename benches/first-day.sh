@@ -123,6 +123,7 @@ run() {
     rm -f "$json"
     export FLUX_FAST_BENCH_JSON=$json
     part "Ceilings and kernels" 80 "$folder/bench-ops" --bench --device cuda "$CASES"
+    part "Attention in int8" 30 "$folder/bench-ops" --bench --device cuda --int8 'attention.4'
     part "Kernels in FP8" 40 "$folder/bench-ops" --bench --device cuda --fp8 'w8a8'
     unset FLUX_FAST_BENCH_JSON
     if [ -s "$json" ]; then

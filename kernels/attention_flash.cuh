@@ -65,6 +65,104 @@ DEVICE void load_rows(u32 to, const bf16* from, u32 stride, u32 row, u32 rows, u
     }
 }
 
+// Raises the maxima m of the rows to `most`, the largest score that a lane has seen, and scales the
+// sums of weights l and of outputs o to them. `unit`: the units of m in powers of two.
+template <int M, int N>
+DEVICE void raise_maxima(float (&m)[M][2], float (&most)[M][2], float (&l)[M][2], float (&o)[M][N][4], float unit) {
+#pragma unroll
+    for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            most[i][h] = fmaxf(most[i][h], __shfl_xor_sync(~0u, most[i][h], 1));
+            most[i][h] = fmaxf(most[i][h], __shfl_xor_sync(~0u, most[i][h], 2));
+            const float raised = fmaxf(m[i][h], most[i][h]);
+            const float shrink = exp2_fast((m[i][h] - raised) * unit);
+            m[i][h] = raised;
+            l[i][h] *= shrink;
+#pragma unroll
+            for (int n = 0; n < N; n++) o[i][n][2 * h] *= shrink, o[i][n][2 * h + 1] *= shrink;
+        }
+}
+
+// The weights of scores `s` in 16-bit elements, relative to the maxima m, which are raised if a score
+// exceeds them by more than SLACK. With EXTRA, m has the units of the scores; otherwise, `units`
+// are those of each row's scores in powers of two, and m counts powers of two.
+template <bool EXTRA, u32 (*PACK)(float, float), int M, int STEPS, int N>
+DEVICE void softmax_step(u32 (&weights)[M][STEPS][4], const float (&s)[M][STEPS * 2][4], float (&m)[M][2], float (&l)[M][2],
+                         float (&o)[M][N][4], const float (&units)[M][2]) {
+    float most[M][2];
+    bool passed = false;
+#pragma unroll
+    for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            most[i][h] = fmaxf(s[i][0][2 * h], s[i][0][2 * h + 1]);
+#pragma unroll
+            for (int n = 1; n < STEPS * 2; n++) most[i][h] = fmaxf(most[i][h], fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
+            if (!EXTRA) most[i][h] *= units[i][h];
+            passed |= most[i][h] > m[i][h] + (EXTRA ? SLACK / LOG2_E : SLACK);
+        }
+    if (__any_sync(~0u, passed)) raise_maxima(m, most, l, o, EXTRA ? LOG2_E : 1.f);
+#pragma unroll
+    for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int n = 0; n < STEPS * 2; n++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float w[2];
+#pragma unroll
+                for (int e = 0; e < 2; e++) {
+                    const float x = s[i][n][2 * h + e];
+                    w[e] = exp2_fast(EXTRA ? (x - m[i][h]) * LOG2_E : fmaf(x, units[i][h], -m[i][h]));
+                }
+                l[i][h] += w[0] + w[1];
+                weights[i][n / 2][n % 2 * 2 + h] = PACK(w[0], w[1]);
+            }
+}
+
+// Hides keys from `tokens` on; key0: the first of the scores' keys.
+template <int M, int TILES> DEVICE void hide_missing(float (&s)[M][TILES][4], u32 key0, u32 tokens) {
+#pragma unroll
+    for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int n = 0; n < TILES; n++)
+#pragma unroll
+            for (int e = 0; e < 4; e++)
+                if (key0 + n * 8 + threadIdx.x % 4 * 2 + e % 2 >= tokens) s[i][n][e] = -infinity();
+}
+
+// Divides the outputs o of a warp's M * 16 rows by the sums of their weights and stores them as
+// bf16: `chunks` chunks of 8 columns. They pass through shared memory, so that every store is 16
+// bytes. A warp writes and reads only its own rows there. row0: the block's first query.
+template <int D, int M>
+DEVICE void store_rows(const Params& p, u8* memory, const float (&o)[M][D / 8][4], float (&l)[M][2], bf16* first, bf16* out, u32 row0,
+                       u32 chunks) {
+    constexpr int PITCH = D * 2, PASS = 32 / (D / 8);
+    const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int i = 0; i < M; i++)
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            l[i][h] += __shfl_xor_sync(~0u, l[i][h], 1);
+            l[i][h] += __shfl_xor_sync(~0u, l[i][h], 2);
+            const float inverse = 1.f / l[i][h];
+            const u32 row = (warp * M + i) * 16 + h * 8 + lane / 4;
+#pragma unroll
+            for (int n = 0; n < D / 8; n++)
+                *reinterpret_cast<u32*>(memory + row * PITCH + ((n ^ row % 8) << 4) + lane % 4 * 4) =
+                    pack_bf16(o[i][n][2 * h] * inverse, o[i][n][2 * h + 1] * inverse);
+        }
+    __syncwarp();
+    const u32 chunk = lane % (D / 8);
+#pragma unroll
+    for (int i = 0; i < M * 16 / PASS; i++) {
+        const u32 row = warp * M * 16 + i * PASS + lane / (D / 8);
+        if (row0 + row < p.queries && chunk < chunks)
+            *reinterpret_cast<uint4*>(out_row(p, out, first, blockIdx.z, row0 + row) + blockIdx.y * p.head_dim + chunk * 8) =
+                *reinterpret_cast<const uint4*>(memory + row * PITCH + ((chunk ^ row % 8) << 4));
+    }
+}
+
 template <int D, int M, int WARPS, int TILE, int STEP, bool EXTRA>
 struct Flash {
     static constexpr int ROWS = WARPS * M * 16, THREADS = WARPS * 32, PITCH = D * 2, STAGE = 2 * TILE * PITCH;
@@ -128,11 +226,11 @@ struct Flash {
         // computes the exponent of a weight. With a bias they are scaled first, and m has their
         // units, so that no finite bias overflows.
         const float unit = EXTRA ? LOG2_E : p.scale * LOG2_E;
-        float o[M][D / 8][4], m[M][2], l[M][2];
+        float o[M][D / 8][4], m[M][2], l[M][2], units[M][2];
 #pragma unroll
         for (int i = 0; i < M; i++) {
 #pragma unroll
-            for (int h = 0; h < 2; h++) m[i][h] = LEAST, l[i][h] = 0.f;
+            for (int h = 0; h < 2; h++) m[i][h] = LEAST, l[i][h] = 0.f, units[i][h] = unit;
 #pragma unroll
             for (int n = 0; n < D / 8; n++)
 #pragma unroll
@@ -181,59 +279,10 @@ struct Flash {
                                 if (t * TILE + key >= p.tokens || (p.causal && t * TILE + key > row0 + row)) s[i][n][e] = -infinity();
                             }
                 } else if (key0 + STEP > p.tokens) {
-#pragma unroll
-                    for (int i = 0; i < M; i++)
-#pragma unroll
-                        for (int n = 0; n < STEP / 8; n++)
-#pragma unroll
-                            for (int e = 0; e < 4; e++)
-                                if (key0 + n * 8 + lane % 4 * 2 + e % 2 >= p.tokens) s[i][n][e] = -infinity();
+                    hide_missing(s, key0, p.tokens);
                 }
-
-                float most[M][2];
-                bool passed = false;
-#pragma unroll
-                for (int i = 0; i < M; i++)
-#pragma unroll
-                    for (int h = 0; h < 2; h++) {
-                        most[i][h] = fmaxf(s[i][0][2 * h], s[i][0][2 * h + 1]);
-#pragma unroll
-                        for (int n = 1; n < STEP / 8; n++) most[i][h] = fmaxf(most[i][h], fmaxf(s[i][n][2 * h], s[i][n][2 * h + 1]));
-                        if (!EXTRA) most[i][h] *= unit;
-                        passed |= most[i][h] > m[i][h] + (EXTRA ? SLACK / LOG2_E : SLACK);
-                    }
-                if (__any_sync(~0u, passed)) {
-#pragma unroll
-                    for (int i = 0; i < M; i++)
-#pragma unroll
-                        for (int h = 0; h < 2; h++) {
-                            most[i][h] = fmaxf(most[i][h], __shfl_xor_sync(~0u, most[i][h], 1));
-                            most[i][h] = fmaxf(most[i][h], __shfl_xor_sync(~0u, most[i][h], 2));
-                            const float raised = fmaxf(m[i][h], most[i][h]);
-                            const float shrink = exp2_fast(EXTRA ? (m[i][h] - raised) * LOG2_E : m[i][h] - raised);
-                            m[i][h] = raised;
-                            l[i][h] *= shrink;
-#pragma unroll
-                            for (int n = 0; n < D / 8; n++) o[i][n][2 * h] *= shrink, o[i][n][2 * h + 1] *= shrink;
-                        }
-                }
-
                 u32 weights[M][STEP / 16][4];
-#pragma unroll
-                for (int i = 0; i < M; i++)
-#pragma unroll
-                    for (int n = 0; n < STEP / 8; n++)
-#pragma unroll
-                        for (int h = 0; h < 2; h++) {
-                            float w[2];
-#pragma unroll
-                            for (int e = 0; e < 2; e++) {
-                                const float x = s[i][n][2 * h + e];
-                                w[e] = exp2_fast(EXTRA ? (x - m[i][h]) * LOG2_E : fmaf(x, unit, -m[i][h]));
-                            }
-                            l[i][h] += w[0] + w[1];
-                            weights[i][n / 2][n % 2 * 2 + h] = pack_bf16(w[0], w[1]);
-                        }
+                softmax_step<EXTRA, pack_bf16>(weights, s, m, l, o, units);
 #pragma unroll
                 for (int j = 0; j < STEP / 16; j++)
 #pragma unroll
@@ -250,31 +299,7 @@ struct Flash {
             if (biased && t + 1 < tiles) biases[(t + 1) % 2 * THREADS + threadIdx.x] = next;
         }
 
-        // Outputs pass through shared memory, so that every store is 16 bytes. A warp writes and
-        // reads only its own rows.
         __syncthreads();
-#pragma unroll
-        for (int i = 0; i < M; i++)
-#pragma unroll
-            for (int h = 0; h < 2; h++) {
-                l[i][h] += __shfl_xor_sync(~0u, l[i][h], 1);
-                l[i][h] += __shfl_xor_sync(~0u, l[i][h], 2);
-                const float inverse = 1.f / l[i][h];
-                const u32 row = (warp * M + i) * 16 + h * 8 + lane / 4;
-#pragma unroll
-                for (int n = 0; n < D / 8; n++)
-                    *reinterpret_cast<u32*>(memory + row * PITCH + ((n ^ row % 8) << 4) + lane % 4 * 4) =
-                        pack_bf16(o[i][n][2 * h] * inverse, o[i][n][2 * h + 1] * inverse);
-            }
-        __syncwarp();
-        constexpr int PASS = 32 / (D / 8);
-        const u32 chunk = lane % (D / 8);
-#pragma unroll
-        for (int i = 0; i < M * 16 / PASS; i++) {
-            const u32 row = warp * M * 16 + i * PASS + lane / (D / 8);
-            if (row0 + row < p.queries && chunk < chunks)
-                *reinterpret_cast<uint4*>(out_row(p, out, first, picture, row0 + row) + column + chunk * 8) =
-                    *reinterpret_cast<const uint4*>(memory + row * PITCH + ((chunk ^ row % 8) << 4));
-        }
+        store_rows<D, M>(p, memory, o, l, first, out, row0, chunks);
     }
 };

@@ -16,14 +16,6 @@
 #include "linear_side.cuh"
 #include "rotate.cuh"
 
-// c (16x8, s32) += a (16x32, row-major, s8) . b (32x8, column-major, s8). In bytes, the fragments
-// have the layout of 16-bit elements.
-DEVICE void mma_s8(int (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
 enum : u32 { STEP = 64, STAGES = 3, THREADS = 128 };
 
 // Rows of 64 bytes: two share 128 bytes, so the chunk changes with every second row, and eight rows

@@ -99,7 +99,11 @@ pub fn open(asked: &Asked, pinned_bytes: u64) -> Device {
     } else {
         let options = CudaOptions {
             ordinal: asked.ordinal,
-            compute: if has("--fp8") { Compute::Fp8 } else { Compute::Auto },
+            compute: match (has("--fp8"), has("--int8")) {
+                (true, _) => Compute::Fp8,
+                (_, true) => Compute::Int8,
+                _ => Compute::Auto,
+            },
             kernels,
             pinned_bytes,
             ..CudaOptions::default()

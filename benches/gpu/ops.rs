@@ -1,8 +1,9 @@
-//! `cargo bench --bench ops -- --device cuda[:N]|wgpu[:N] [--fp8] [--compute f32|f16] [--kernel
-//! OP=NAME] [FILTER]`: every slow kernel at FLUX's shapes, by the GPU's own clock if it has one,
-//! compared with the GPU's peaks. Writes one JSON object per case to the file
-//! `FLUX_FAST_BENCH_JSON`, with the names of `benches/peers/flux_torch.py`. A driver that computes
-//! on the processor gets smaller shapes.
+//! `cargo bench --bench ops -- --device cuda[:N]|wgpu[:N] [--fp8|--int8] [--compute f32|f16]
+//! [--kernel OP=NAME] [FILTER]`: every slow kernel at FLUX's shapes, by the GPU's own clock if it
+//! has one, compared with the GPU's peaks. `--int8` is for attention on CUDA: products in int8 are
+//! always among the cases. Writes one JSON object per case to the file `FLUX_FAST_BENCH_JSON`, with
+//! the names of `benches/peers/flux_torch.py`. A driver that computes on the processor gets smaller
+//! shapes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,7 +177,10 @@ impl Bench<'_> {
             first: None,
             out: out.all(),
         });
-        self.case(&format!("attention.{tokens}x{heads}x{dim}"), op, op.flops());
+        // Heads of 128 and long sequences; the others are computed as without the option.
+        let int8 = has("--int8") && self.device.api == "cuda" && dim == 128 && tokens > 512;
+        let short = if int8 { ".int8" } else { "" };
+        self.case(&format!("attention.{tokens}x{heads}x{dim}{short}"), op, op.flops());
     }
 
     fn conv(&mut self, size: usize, inside: usize, outside: usize, upsample: bool) {

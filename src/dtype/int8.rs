@@ -6,6 +6,8 @@
 //! and `y = s_x s_w sum(q_x q_w)`. Everything here is plain code that every device equals; sums and
 //! differences are associated in one way, so that all get the same integers.
 
+pub mod attention;
+
 /// The largest group of columns that a file may rotate together.
 const MOST: usize = 4096;
 

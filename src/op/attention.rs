@@ -1,8 +1,7 @@
 //! Softmax attention.
 
 use super::rule::rule;
-use super::{Locate, Located, Operation, Visitor};
-use crate::error::Result;
+use super::{Operation, Visitor};
 use crate::tensor::{Tensor, View};
 
 /// Softmax attention, for each image and head: `softmax(q . k^T * scale + bias) . v`.
@@ -36,7 +35,7 @@ pub struct Attention<V = View, T = Tensor> {
 
 impl Operation for Attention {
     fn name(&self) -> &'static str {
-        Self::NAME
+        "attention"
     }
 
     fn visit(&mut self, v: &mut Visitor) {
@@ -86,29 +85,5 @@ impl Operation for Attention {
         items.push(format!("heads {}", self.heads));
         items.extend(self.causal.then(|| "causal".into()));
         Some(items)
-    }
-}
-
-impl Located for Attention {
-    const NAME: &'static str = "attention";
-    type On<M: Copy> = Attention<M, M>;
-
-    fn locate<M: Copy>(&self, find: &impl Locate<M>) -> Result<Self::On<M>> {
-        let first = match self.first {
-            Some((tokens, tensor)) => Some((tokens, find.tensor(tensor)?)),
-            None => None,
-        };
-        Ok(Attention {
-            q: find.view(self.q)?,
-            k: find.view(self.k)?,
-            v: find.view(self.v)?,
-            batch: self.batch,
-            heads: self.heads,
-            scale: self.scale,
-            causal: self.causal,
-            bias: self.bias.map(|t| find.tensor(t)).transpose()?,
-            first,
-            out: find.view(self.out)?,
-        })
     }
 }

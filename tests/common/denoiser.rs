@@ -86,6 +86,16 @@ impl Denoiser {
         Self::of(program, TRANSFORMER, flux1::tensors(&c), configs, fixed)
     }
 
+    /// A denoiser with so many tokens that attention is computed in integers where it may be.
+    pub fn long() -> Self {
+        let c = config(1);
+        let shape = DenoiseShape { images: 1, cfg: false, text_tokens: 41, height: 16, width: 30 };
+        let fixed = vec![("rope", flux1::rope(&c, &shape)), ("step", vec![-0.1, 2.0])];
+        let configs = json!({ "transformer": c.to_json() });
+        let program = flux1::denoise(&c, &shape, DType::BF16);
+        Self::of(program, TRANSFORMER, flux1::tensors(&c), configs, fixed)
+    }
+
     /// A FLUX.1 transformer with two ControlNets, one of them with modes and single blocks, with
     /// true CFG and two images.
     pub fn controlled(act: DType) -> Self {

@@ -191,6 +191,7 @@ fn loops_have_no_bank_conflicts_and_read_whole_sectors() {
 
     for (variant, tokens, heads, dim, biased) in [
         ("attention_d128_wgmma_sm90a", 512, 1, 128, false),
+        ("attention_d128_int8_sm80", 512, 1, 128, false),
         ("attention_d128_sm80", 384, 2, 128, false),
         ("attention_d64_sm80", 192, 2, 64, true),
         ("attention_d512_sm80", 192, 1, 512, false),

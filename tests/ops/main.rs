@@ -20,6 +20,7 @@ mod cuda;
 mod elementwise;
 mod gpu;
 mod int8;
+mod int8_attention;
 mod kernels;
 mod latents;
 mod linear;

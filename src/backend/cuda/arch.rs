@@ -14,6 +14,8 @@ pub struct CudaDevice {
     pub driver: i32,
     /// Matrix products may run in FP8 (`--compute fp8`).
     pub fp8: bool,
+    /// Attention may run in 8-bit integers (`--compute int8`).
+    pub int8: bool,
 }
 
 impl CudaDevice {

@@ -3,15 +3,16 @@
 
 use super::arch::{Arch, CudaDevice};
 use super::attention_hopper::ATTENTION_HOPPER;
+use super::attention_int8::{self, ATTENTION_INT8};
 use super::launch::{Args, Cuda, Kernel, Launch, Matrix, Variant, address, code};
-use crate::backend::gpu::variants;
+use crate::backend::gpu::{first, variants};
 use crate::dtype::DType;
 use crate::op::Attention;
 
 /// As in `kernels/attention_flash.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Params {
+pub(super) struct Params {
     queries: u32,
     tokens: u32,
     heads: u32,
@@ -93,10 +94,22 @@ pub static ATTENTION: &[Variant<Attention>] = &[
     },
 ];
 
-variants!(Cuda, Attention: ATTENTION_HOPPER, ATTENTION);
+variants!(Cuda, Attention: ATTENTION_INT8, ATTENTION_HOPPER, ATTENTION; choose);
+
+/// Scores of integers where they are asked for and faster, else the kernel for Hopper, else the
+/// first that fits.
+fn choose(
+    a: &Args<Attention>,
+    device: &CudaDevice,
+) -> Result<&'static Variant<Attention>, &'static str> {
+    if let Some(int8) = attention_int8::choose(a, device) {
+        return Ok(int8);
+    }
+    first(ATTENTION_HOPPER.iter().chain(ATTENTION), a, device)
+}
 
 /// Checks what all kernels require.
-fn any(a: &Args<Attention>) -> Result<(), &'static str> {
+pub(super) fn any(a: &Args<Attention>) -> Result<(), &'static str> {
     let first = a.first.map(|(_, t)| t);
     let (wide, tokens) =
         ([Some(a.q), Some(a.k), Some(a.v), Some(a.out), first, a.bias], a.tokens());
@@ -126,7 +139,7 @@ fn any(a: &Args<Attention>) -> Result<(), &'static str> {
 }
 
 /// Checks what the kernels with `mma` require; `dim` is the largest head.
-fn tensor_cores(
+pub(super) fn tensor_cores(
     a: &Args<Attention>,
     device: &CudaDevice,
     dim: usize,
@@ -162,7 +175,7 @@ fn tensor_cores(
 
 /// Checks what the kernels require that support neither bias nor causal masks, and that find the
 /// largest score before they scale it.
-fn plain(a: &Args<Attention>) -> Result<(), &'static str> {
+pub(super) fn plain(a: &Args<Attention>) -> Result<(), &'static str> {
     if a.causal || a.bias.is_some() {
         return Err("neither bias nor causal masks");
     }
@@ -183,11 +196,9 @@ fn rows(a: &Args<Attention>) -> Vec<Launch> {
     launch(a, &ANY, [a.queries().div_ceil(ROWS_ANY) * a.heads * a.batch, 1, 1])
 }
 
-fn launch(a: &Args<Attention>, kernel: &'static Kernel, grid: [usize; 3]) -> Vec<Launch> {
-    if a.q.rows == 0 || a.q.cols == 0 {
-        return vec![];
-    }
-    let params = Params {
+/// The parameters of every kernel of this family.
+pub(super) fn params(a: &Args<Attention>) -> Params {
+    Params {
         queries: a.queries() as u32,
         tokens: a.tokens() as u32,
         heads: a.heads as u32,
@@ -202,7 +213,14 @@ fn launch(a: &Args<Attention>, kernel: &'static Kernel, grid: [usize; 3]) -> Vec
         causal: u32::from(a.causal),
         bias_type: a.bias.map_or(0, |b| code(b.dtype)),
         scale: a.scale,
-    };
+    }
+}
+
+fn launch(a: &Args<Attention>, kernel: &'static Kernel, grid: [usize; 3]) -> Vec<Launch> {
+    if a.q.rows == 0 || a.q.cols == 0 {
+        return vec![];
+    }
+    let params = params(a);
     let first = address(a.first.map(|(_, t)| t));
     vec![Launch {
         kernel,

@@ -4,6 +4,7 @@ use super::arch::CudaDevice;
 use super::driver;
 use super::linear_fp8::LINEAR_FP8;
 use super::linear_hopper::LINEAR_HOPPER;
+use crate::backend::Compute;
 use crate::error::Result;
 
 /// One GPU that the driver lists.
@@ -46,7 +47,7 @@ pub fn gpus() -> Result<Vec<GpuInfo>> {
             ordinal: ordinal as usize,
             unusable: too_old(facts.capability)
                 .then(|| format!("compute capability {major}.{minor}, 8.0 or newer is needed")),
-            fp8: multiplies_fp8(&CudaDevice::new(&facts, true)),
+            fp8: multiplies_fp8(&CudaDevice::new(&facts, Compute::Fp8)),
             name: facts.name,
             capability: facts.capability,
             total_bytes: facts.total_bytes,
@@ -69,15 +70,16 @@ fn broken(ordinal: i32, why: String) -> GpuInfo {
 }
 
 impl CudaDevice {
-    /// The device with these `facts`, with FP8 products if `fp8`.
-    pub(super) fn new(facts: &driver::Facts, fp8: bool) -> CudaDevice {
+    /// The device with these `facts`, with the arithmetic of `compute`.
+    pub(super) fn new(facts: &driver::Facts, compute: Compute) -> CudaDevice {
         CudaDevice {
             capability: facts.capability,
             processors: facts.processors,
             shared_bytes: facts.shared_bytes,
             l2_bytes: facts.l2_bytes,
             driver: facts.driver,
-            fp8,
+            fp8: compute == Compute::Fp8,
+            int8: compute == Compute::Int8,
         }
     }
 }

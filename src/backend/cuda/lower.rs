@@ -100,6 +100,7 @@ mod tests {
             l2_bytes: 3 << 20,
             driver,
             fp8: false,
+            int8: false,
         }
     }
 

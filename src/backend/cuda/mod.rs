@@ -11,6 +11,7 @@ mod adapter;
 mod arch;
 mod attention;
 mod attention_hopper;
+mod attention_int8;
 mod backend;
 pub mod ceilings;
 mod conv2d;
@@ -65,6 +66,7 @@ fn kernels() -> Vec<&'static launch::Kernel> {
         linear_hopper::KERNELS,
         linear_int8::KERNELS,
         attention_hopper::KERNELS,
+        attention_int8::KERNELS,
         attention::KERNELS,
         conv2d::KERNELS,
         group_norm::KERNELS,

@@ -29,6 +29,7 @@ sources! {
     "linear_fp8.sm89" Arch::From(8, 9);
     "linear_hopper.sm90a" Arch::Only(9, 0);
     "attention_hopper.sm90a" Arch::Only(9, 0);
+    "attention_int8.sm80" Arch::From(8, 0);
     "attention.sm80" Arch::From(8, 0);
     "conv2d.sm80" Arch::From(8, 0);
     "group_norm.sm80" Arch::From(8, 0);

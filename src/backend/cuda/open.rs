@@ -55,15 +55,15 @@ impl CudaBackend {
     /// variant does not run on it.
     pub fn new(options: CudaOptions) -> Result<CudaBackend> {
         let CudaOptions { ordinal, compute, kernels, pinned_bytes, record_below_seconds } = options;
-        let fp8 = multiplies_in_fp8(compute)?;
+        check_offered(compute)?;
         let int8 = match compute {
             Compute::Int8 => Int8Use::All,
             Compute::Auto => Int8Use::Stored,
             _ => Int8Use::Never,
         };
         let name = format!("cuda:{ordinal}");
-        let (index, facts) = find(ordinal, fp8, &name)?;
-        let choice = Choice::new(CudaDevice::new(&facts, fp8), kernels)?;
+        let (index, facts) = find(ordinal, compute, &name)?;
+        let choice = Choice::new(CudaDevice::new(&facts, compute), kernels)?;
 
         let nvml = Nvml::open(&facts.bus);
         let before = nvml.as_ref().and_then(Nvml::used);
@@ -80,7 +80,7 @@ impl CudaBackend {
             measured.filter(|n| PLAUSIBLE_BYTES.contains(n)).unwrap_or(ALLOWANCE_BYTES);
         let caps = Caps {
             name,
-            description: describe(&facts, fp8, int8 == Int8Use::All),
+            description: describe(&facts, &choice.device),
             memory_bytes,
             // CUDA graphs that are recorded later need `GRAPH_BYTES`. They count as overhead, not
             // as free memory.
@@ -122,18 +122,17 @@ impl CudaBackend {
 /// What [`CudaOptions::compute`] can be.
 const OFFERED: &str = "auto, bf16, fp8 or int8 on CUDA";
 
-/// Whether `compute` asks for products in FP8; an error if CUDA does not have these products.
-fn multiplies_in_fp8(compute: Compute) -> Result<bool> {
+/// An error if CUDA does not have the arithmetic of `compute` on any GPU.
+fn check_offered(compute: Compute) -> Result<()> {
     match compute {
-        Compute::Auto | Compute::BF16 | Compute::Int8 => Ok(false),
-        Compute::Fp8 => Ok(true),
+        Compute::Auto | Compute::BF16 | Compute::Int8 | Compute::Fp8 => Ok(()),
         Compute::F32 => Err(compute.refused(OFFERED).try_("{device=cpu} {compute=f32}")),
         Compute::F16 => Err(compute.refused(OFFERED)),
     }
 }
 
 /// The driver's index of the GPU `ordinal`, and its facts.
-fn find(ordinal: usize, fp8: bool, name: &str) -> Result<(i32, Facts)> {
+fn find(ordinal: usize, compute: Compute, name: &str) -> Result<(i32, Facts)> {
     let count = driver::count()?;
     let index = i32::try_from(ordinal).ok().filter(|&n| n < count).ok_or_else(|| {
         Error::device("there is no such GPU")
@@ -150,7 +149,7 @@ fn find(ordinal: usize, fp8: bool, name: &str) -> Result<(i32, Facts)> {
             .expected("8.0 or newer (RTX 30 series, A100)")
             .try_("{device=cpu}"));
     }
-    if fp8 && !multiplies_fp8(&CudaDevice::new(&facts, fp8)) {
+    if compute == Compute::Fp8 && !multiplies_fp8(&CudaDevice::new(&facts, compute)) {
         let cuda = format!("CUDA {}.{}", facts.driver / 1000, facts.driver % 1000 / 10);
         return Err(Error::argument("no FP8 products on this GPU with this driver")
             .at_parameter("compute")
@@ -163,7 +162,7 @@ fn find(ordinal: usize, fp8: bool, name: &str) -> Result<(i32, Facts)> {
     Ok((index, facts))
 }
 
-fn describe(facts: &Facts, fp8: bool, int8: bool) -> String {
+fn describe(facts: &Facts, device: &CudaDevice) -> String {
     let (major, minor) = facts.capability;
     format!(
         "{}, compute capability {major}.{minor}, {} SMs, CUDA {}.{}{}",
@@ -171,7 +170,7 @@ fn describe(facts: &Facts, fp8: bool, int8: bool) -> String {
         facts.processors,
         facts.driver / 1000,
         facts.driver % 1000 / 10,
-        match (fp8, int8) {
+        match (device.fp8, device.int8) {
             (true, _) => ", fp8",
             (_, true) => ", int8",
             _ => "",

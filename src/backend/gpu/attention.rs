@@ -1,10 +1,30 @@
-//! Sizes that variants of `attention` compute with.
+//! Arguments of `attention`, some variants of which need scratch memory, and the sizes that variants
+//! compute with.
 
+use std::ops::Deref;
+
+use super::lower::{GpuBackend, Lower};
+use super::lowering::Lowering;
 use super::matrix::Matrix;
-use crate::op::Attention;
+use super::variant::{Arguments, GpuApi};
+use crate::error::Result;
+use crate::op::{Attention, Locate};
 
-/// [`Attention`] with its operands in device memory.
-pub type AttentionArgs<P> = Attention<Matrix<P>, Matrix<P>>;
+/// [`Attention`] with its operands in device memory, whose fields it has.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttentionArgs<P> {
+    pub op: Attention<Matrix<P>, Matrix<P>>,
+    /// Scratch memory of the size that the variant requested, at a multiple of 256 bytes.
+    pub scratch: Option<Matrix<P>>,
+}
+
+impl<P> Deref for AttentionArgs<P> {
+    type Target = Attention<Matrix<P>, Matrix<P>>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.op
+    }
+}
 
 impl<P> AttentionArgs<P> {
     /// Queries of one sequence.
@@ -20,5 +40,29 @@ impl<P> AttentionArgs<P> {
     /// Columns of one head.
     pub fn head_dim(&self) -> usize {
         self.q.cols / self.heads.max(1)
+    }
+}
+
+impl Arguments for Attention {
+    const NAME: &'static str = "attention";
+    type Args<G: GpuApi> = AttentionArgs<G::Place>;
+}
+
+impl<G: GpuBackend> Lower<G> for Attention {
+    fn lower(&self, to: &mut Lowering<G>) -> Result<()> {
+        let op = Attention {
+            q: to.view(self.q)?,
+            k: to.view(self.k)?,
+            v: to.view(self.v)?,
+            batch: self.batch,
+            heads: self.heads,
+            scale: self.scale,
+            causal: self.causal,
+            bias: self.bias.map(|t| to.tensor(t)).transpose()?,
+            first: self.first.map(|(n, t)| Ok((n, to.tensor(t)?))).transpose()?,
+            out: to.view(self.out)?,
+        };
+        let args = AttentionArgs { op, scratch: None };
+        to.push_with_scratch::<Self>(args, |args, scratch| args.scratch = Some(scratch))
     }
 }

@@ -41,22 +41,30 @@ impl<G: RunsAll> Choice<G> {
 }
 
 impl<G: GpuApi> Choice<G> {
-    /// The variant for `args`: the forced one, or the one that the backend chooses.
+    /// The variant for `args`: the last forced one that can run them, or the one that the backend
+    /// chooses if none was forced for the operation.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument) if the forced variant cannot run them;
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if no forced variant can run them;
     /// [`GpuApi::no_variant`] if none can.
     pub fn pick<O: Arguments>(&self, args: &O::Args<G>) -> Result<&'static Variant<G, O>>
     where
         G: Runs<O>,
     {
-        let Some(name) = self.forced.of(O::NAME) else {
-            return G::choose(args, &self.device).map_err(|why| G::no_variant(O::NAME, why));
-        };
-        let all = G::tables().into_iter().flatten();
-        let variant =
-            { all }.find(|v| v.name == name).expect("forced names are checked when they are given");
-        (variant.accepts)(args, &self.device).map(|()| variant).map_err(|why| refused(name, why))
+        let mut answer = None;
+        for name in self.forced.all(O::NAME) {
+            let mut variants = G::tables().into_iter().flatten();
+            let variant = variants.find(|v| v.name == name);
+            let variant = variant.expect("forced names are checked when they are given");
+            match (variant.accepts)(args, &self.device) {
+                Ok(()) => return Ok(variant),
+                Err(why) => answer = answer.or(Some(refused(name, why))),
+            }
+        }
+        match answer {
+            Some(refused) => Err(refused),
+            None => G::choose(args, &self.device).map_err(|why| G::no_variant(O::NAME, why)),
+        }
     }
 }
 

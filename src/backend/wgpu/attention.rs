@@ -332,7 +332,7 @@ fn dispatches(
         for rows in blocks(queries, most, tile.min(most)) {
             // The queries and results of the block, and the keys and values of the sequence.
             let (start, end) = (rows.start, rows.end);
-            let part = AttentionArgs {
+            let op = Attention {
                 q: a.q.band(image * queries + start, end - start),
                 k: a.k.band(image * tokens, tokens),
                 v: a.v.band(image * tokens, tokens),
@@ -340,8 +340,9 @@ fn dispatches(
                 first: first
                     .map(|m| (n, m.band(image * n + ahead(start), ahead(end) - ahead(start)))),
                 out: a.out.band(image * (queries - n) + behind(start), behind(end) - behind(start)),
-                ..*a
+                ..a.op
             };
+            let part = AttentionArgs { op, ..*a };
             all.push(dispatch(&part, device, shader, tile, tokens, rows));
         }
     }

@@ -4,6 +4,7 @@
 pub mod program;
 
 use std::cell::Cell;
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -12,7 +13,7 @@ use crate::common::driver;
 use crate::common::forward::forward;
 use crate::common::{cpu, relative_error};
 use flux_fast::backend::cuda::{CudaBackend, CudaOptions};
-use flux_fast::backend::{Backend, Compute, Layout, Place, Places, Run, WeightKey};
+use flux_fast::backend::{Backend, Compute, KernelChoice, Layout, Place, Places, Run, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::error::{Kind, Result};
 use flux_fast::model::T5Config;
@@ -25,14 +26,13 @@ use flux_fast::tensor::{BlockScale, BlockScales, HostPart, HostWeight, Scale};
 
 /// A backend that records every possible run as a graph, even though interpreted kernels take long.
 fn gpu(pinned_bytes: u64) -> CudaBackend {
+    gpu_with(CudaOptions { pinned_bytes, ..CudaOptions::default() })
+}
+
+fn gpu_with(options: CudaOptions) -> CudaBackend {
     let record_below_seconds = Some(f64::INFINITY);
-    CudaBackend::new(CudaOptions {
-        ordinal: driver::RTX_3060,
-        pinned_bytes,
-        record_below_seconds,
-        ..CudaOptions::default()
-    })
-    .unwrap()
+    let ordinal = driver::RTX_3060;
+    CudaBackend::new(CudaOptions { ordinal, record_below_seconds, ..options }).unwrap()
 }
 
 /// Resident, streamed through the ring of chunks, and streamed from pinned copies: the same bits.
@@ -85,6 +85,42 @@ fn products_of_integers_give_the_same_bits_with_every_budget() {
     assert!(ran.iter().any(|k| k.starts_with("rotate_quantise_")), "{ran:?}");
     // Products in BF16 give other bits: the comparison is not of runs without integers.
     assert!(Some(Denoiser::new().run(&mut gpu(0), u64::MAX, 3)) != whole);
+}
+
+/// `--compute int8` includes attention of more than 512 keys, whose scratch memory is planned, and
+/// `--kernel` leaves it out.
+#[test]
+fn attention_in_integers_gives_the_same_bits_with_every_budget() {
+    let Some(driver) = driver::get() else { return };
+    let _turn = driver::take_turn();
+    let denoiser = Denoiser::long().in_int8(TRANSFORMER);
+    let options = CudaOptions { compute: Compute::Int8, ..CudaOptions::default() };
+    let mut whole = None;
+    for (pinned_bytes, order) in [(0, "late"), (1 << 30, "random:7")] {
+        driver.configure(&format!("order={order}"));
+        let mut backend = gpu_with(CudaOptions { pinned_bytes, ..options.clone() });
+        let budgets = denoiser.budgets(&backend);
+        for budget in [budgets[0], *budgets.last().unwrap()] {
+            let got = denoiser.run(&mut backend, budget, 2);
+            let want = whole.get_or_insert_with(|| got.clone());
+            assert!(want["latents"].iter().all(|&v| f32::from_bits(v).is_finite()));
+            assert!(&got == want, "under {budget} bytes, {pinned_bytes} pinned, {order}");
+        }
+    }
+    driver.configure("order=late");
+    let ran = driver.check_findings("attention in integers");
+    for kernel in ["attention_int8_means", "attention_int8_prepare", "attention_d128_int8"] {
+        assert!(ran.iter().any(|k| k.starts_with(kernel)), "{kernel}: {ran:?}");
+    }
+    let kernels = vec![KernelChoice::new("attention", "attention_d128_sm80")];
+    let without = denoiser.run(&mut gpu_with(CudaOptions { kernels, ..options }), u64::MAX, 1);
+    let ran = driver.check_findings("attention in BF16");
+    assert!(ran.iter().all(|k| !k.starts_with("attention_int8")), "{ran:?}");
+    let floats = |run: &HashMap<&str, Vec<u32>>| {
+        run["latents"].iter().map(|v| f32::from_bits(*v)).collect::<Vec<_>>()
+    };
+    let error = relative_error(&floats(&whole.unwrap()), &floats(&without));
+    assert!(error > 0.0 && error < 0.02, "{error}");
 }
 
 #[test]
