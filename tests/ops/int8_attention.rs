@@ -58,8 +58,8 @@ impl Sizes {
         of_image.flat_map(|row| row[col + head * DIM..][..DIM].to_vec()).collect()
     }
 
-    /// The elements of image and head `at` in what `op` writes: the first tokens of all images, then
-    /// the others.
+    /// The elements of image and head `at` in what `op` writes: the first tokens of all images,
+    /// then the others.
     fn written(&self, found: &[f32], at: usize) -> Vec<f32> {
         let (width, first) = (self.heads * DIM, self.first);
         let (text, rest) = found.split_at(self.batch * first * width);

@@ -1,5 +1,5 @@
-//! Arguments of `attention`, some variants of which need scratch memory, and the sizes that variants
-//! compute with.
+//! Arguments of `attention`, some variants of which need scratch memory, and the sizes that
+//! variants compute with.
 
 use std::ops::Deref;
 

@@ -47,8 +47,8 @@ pub struct EngineArgs {
     /// weights) and int8 (CPU, CUDA, wgpu, for any weights): faster products, less exact
     #[arg(long, value_parser = values::compute(), default_value = "auto")]
     pub compute: Compute,
-    /// Use this kernel variant, such as linear=linear_f32_avx2; may be given several times, on a GPU
-    /// also for one operation: the last that can run the operands is used
+    /// Use this kernel variant, such as linear=linear_f32_avx2; may be given several times, on a
+    /// GPU also for one operation: the last that can run the operands is used
     #[arg(long = "kernel", value_name = "OP=NAME", value_parser = values::kernel)]
     pub kernels: Vec<KernelChoice>,
     /// Do not keep text embeddings and measured speeds in the cache folder

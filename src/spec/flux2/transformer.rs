@@ -30,7 +30,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         Dialect {
             name: "BFL",
             markers: MARKERS,
-            requires: &["single_stream_modulation."],
+            requires: &[SHARED_MODULATION],
             naming: Naming::Canonical,
             gguf: false,
         },
@@ -40,7 +40,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
                 "single_transformer_blocks.0.attn.to_qkv_mlp_proj.weight",
                 "transformer_blocks.0.ff.linear_in.weight",
             ],
-            requires: &["single_stream_modulation."],
+            requires: &[SHARED_MODULATION],
             naming: Naming::Renamed(DIFFUSERS),
             gguf: false,
         },
@@ -73,6 +73,11 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     },
     ..ComponentSpec::EMPTY
 };
+
+/// What FLUX.1 does not have. Any of them is enough, so that a file without one of them is not
+/// taken for FLUX.1.
+const SHARED_MODULATION: &str =
+    "single_stream_modulation.|double_stream_modulation_img.|double_stream_modulation_txt.";
 
 const TENSORS: &[&str] = &[
     "{img_in|txt_in}.weight",

@@ -33,12 +33,15 @@ fn judge(w: &ComponentWeights) -> Result<Vec<String>> {
     }
 }
 
-/// Removes each tensor of a network in turn: the error must be `Model` and have its name.
+/// Removes each tensor of a network in turn: the error must be `Model` and have its name. Without
+/// the tensors of `signs` the network is not recognised; then the file is refused as what it is
+/// not.
 fn assert_each_is_missed(
     what: &str,
     component: Component,
     tensors: Vec<TensorSpec>,
     configs: Value,
+    signs: &[&str],
 ) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("part.safetensors");
@@ -53,7 +56,11 @@ fn assert_each_is_missed(
         std::fs::write(&path, whole.bytes(name)).unwrap();
         let e = judged(&path).err().unwrap_or_else(|| panic!("{what}: accepted without {name}"));
         assert_eq!(e.kind(), Kind::Model, "{what}, {name}: {e}");
-        assert!(e.to_string().contains(name), "{what}, {name}: {e}");
+        let told = match signs.iter().any(|sign| name.ends_with(sign)) {
+            true => "holds no ",
+            false => name,
+        };
+        assert!(e.to_string().contains(told), "{what}, {name}: {e}");
     }
 }
 
@@ -81,7 +88,7 @@ fn each_tensor_of_flux2_and_its_parts_is_missed() {
         context: 96,
         ..Flux2Config::klein_4b()
     };
-    assert_each_is_missed("FLUX.2", TRANSFORMER, flux2::tensors(&flux), json!({}));
+    assert_each_is_missed("FLUX.2", TRANSFORMER, flux2::tensors(&flux), json!({}), &[]);
     let text = Qwen3Config {
         vocab: 64,
         width: 32,
@@ -94,10 +101,10 @@ fn each_tensor_of_flux2_and_its_parts_is_missed() {
         ..Qwen3Config::qwen3_4b()
     };
     let configs = json!({ "text_encoder": text.to_json() });
-    assert_each_is_missed("Qwen3", QWEN3, qwen3::tensors(&text), configs);
+    assert_each_is_missed("Qwen3", QWEN3, qwen3::tensors(&text), configs, &[]);
     let vae = VaeConfig { channels: vec![32, 64], blocks: 1, ..VaeConfig::flux2() };
     let configs = json!({ "vae": vae.to_json() });
-    assert_each_is_missed("the autoencoder", VAE, vae::tensors(&vae), configs);
+    assert_each_is_missed("the autoencoder", VAE, vae::tensors(&vae), configs, &[]);
 }
 
 #[test]
@@ -117,7 +124,7 @@ fn each_tensor_of_a_controlnet_is_missed() {
         }
         let config = ControlConfig { flux, condition, condition_cols, modes };
         let configs = json!({ "controlnet": configs });
-        assert_each_is_missed(what, CONTROLNET, control_tensors(&config), configs);
+        assert_each_is_missed(what, CONTROLNET, control_tensors(&config), configs, &[]);
     }
 }
 
@@ -126,8 +133,10 @@ fn each_tensor_of_the_networks_for_styles_is_missed() {
     let tower =
         SiglipConfig { image: 64, patch: 14, width: 72, heads: 1, ff: 96, layers: 2, eps: 1e-6 };
     let configs = json!({ "image_encoder": tower.to_json() });
-    assert_each_is_missed("SigLIP", SIGLIP, siglip::tensors(&tower), configs);
+    // CLIP's vision tower does not have this bias.
+    let signs = ["patch_embedding.bias"];
+    assert_each_is_missed("SigLIP", SIGLIP, siglip::tensors(&tower), configs, &signs);
     let adapter = ReduxConfig { inputs: 72, inner: 96, outputs: 48 };
     let configs = json!({ "image_embedder": adapter.to_json() });
-    assert_each_is_missed("Redux", REDUX, redux::tensors(&adapter), configs);
+    assert_each_is_missed("Redux", REDUX, redux::tensors(&adapter), configs, &[]);
 }
