@@ -14,8 +14,8 @@
 //     written an element.
 // attention_d128_int8      128 query rows, 4 warps of 32; tiles of 64 keys in two halves of 32.
 //
-// For each image and head, scratch memory has the rows of q (up to a multiple of 128), of k and of v
-// (of 64), 128 columns each, the missing rows as zeros: no copy needs a check. Scales follow.
+// For each image and head, scratch memory has the rows of q (up to a multiple of 128), of k and of
+// v (of 64), 128 columns each, the missing rows as zeros: no copy needs a check. Scales follow.
 //
 // A half is 32 mma of integers and 64 of f16 in a warp, 16 cycles each on GeForce (f16 sums have
 // twice the rate of f32 sums there), 3072 for the two warps of a quarter of a multiprocessor, where
@@ -24,8 +24,8 @@
 // 127^2 * 128 < 2^21 in magnitude, they are then floats of that number plus the sum, and need no
 // conversion. A half has 623 instructions in sm_86's machine code, 96 of them mma: the two warps of
 // a quarter issue for 45 % of the 3072 cycles (tile's copies included), shared memory is busy for
-// 33 %, exponentials take 19 %. 50 KB of shared memory and at most 255 registers: two blocks share a
-// multiprocessor. A block reads 24 KB per tile from L2: 8 bytes a cycle and multiprocessor.
+// 33 %, exponentials take 19 %. 50 KB of shared memory and at most 255 registers: two blocks share
+// a multiprocessor. A block reads 24 KB per tile from L2: 8 bytes a cycle and multiprocessor.
 #include "attention_flash.cuh"
 #include "rotation.cuh"
 
@@ -158,8 +158,8 @@ struct Int8Attention {
     static constexpr u32 K_BYTES = KEYS * HEAD, V_BYTES = KEYS * HEAD * 2, STAGE = K_BYTES + V_BYTES + KEYS * 4;
     static constexpr float MAGIC = 12582912.f;  // 1.5 * 2^23
 
-    // Copies `ROWS` rows of 2^CHUNKS_LOG chunks of 16 bytes that are stored without gaps. Chunk c of
-    // a row goes to position c ^ (row % 8), as in attention_flash.cuh.
+    // Copies `ROWS` rows of `CHUNKS` chunks of 16 bytes that are stored without gaps. Chunk c of a
+    // row goes to position c ^ (row % 8), as in attention_flash.cuh.
     template <int ROWS, int CHUNKS>
     static DEVICE void load_tile(u32 to, const u8* from) {
 #pragma unroll

@@ -3,8 +3,8 @@
 //
 // A block per row; a warp takes 256 neighbouring values at a time (rotation.cuh).
 //
-// Rows of up to 16384 values stay in registers until their maximum is known, so that x is read once.
-// About 26 instructions and 5 shuffles a value: memory is the limit, with 3 bytes a value.
+// Rows of up to 16384 values stay in registers until their maximum is known, so that x is read
+// once. About 26 instructions and 5 shuffles a value: memory is the limit, with 3 bytes a value.
 #pragma once
 
 #include "rotation.cuh"

@@ -80,7 +80,8 @@ pub enum Compute {
     /// FP8 products where weights are FP8, activations scaled row by row (CUDA).
     Fp8,
     /// Products of 8-bit integers in the blocks of transformers, whatever the weights are stored
-    /// as; see [`int8`](crate::dtype::int8). The rest as with `Auto`.
+    /// as; see [`int8`](crate::dtype::int8). On GPUs with CUDA, long attention with heads of 128
+    /// columns, too ([`attention`](crate::dtype::int8::attention)). The rest as with `Auto`.
     Int8,
 }
 

@@ -108,6 +108,25 @@ pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     norm(&|i| f64::from(a[i]) - f64::from(b[i])) / norm(&|i| f64::from(b[i]))
 }
 
+/// `softmax(scale q . k^T) . v` of one head in F64: `q` has `queries x dim` elements, `k` and `v` have
+/// `tokens x dim`.
+pub fn exact_attention(q: &[f32], k: &[f32], v: &[f32], dim: usize, scale: f32) -> Vec<f32> {
+    let dot = |a: &[f32], b: &[f32]| -> f64 {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+    };
+    let row = |q: &[f32]| {
+        let scores: Vec<f64> = k.chunks(dim).map(|k| dot(q, k) * f64::from(scale)).collect();
+        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
+        let total: f64 = weights.iter().sum();
+        let column = |c: usize| -> f64 {
+            weights.iter().zip(v.chunks(dim)).map(|(w, v)| w * f64::from(v[c])).sum()
+        };
+        (0..dim).map(|c| (column(c) / total) as f32).collect::<Vec<f32>>()
+    };
+    q.chunks(dim).flat_map(row).collect()
+}
+
 /// Peak signal-to-noise ratio in dB of two images with values 0..=peak.
 pub fn psnr(a: &[f32], b: &[f32], peak: f64) -> f64 {
     assert_eq!(a.len(), b.len());

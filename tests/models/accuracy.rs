@@ -6,6 +6,8 @@
 //! scheme does; the products of the rounded operands are computed in f32. Integer and FP8 products
 //! are exact but for the last sums, so this is what such kernels compute.
 
+mod attention;
+
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -13,12 +15,14 @@ use flux_fast::backend::cpu::CpuBackend;
 use flux_fast::backend::{Backend, Compute, Device, Layout, Place, Places, WeightKey};
 use flux_fast::dtype::DType;
 use flux_fast::dtype::blocks::FORMATS;
-use flux_fast::dtype::int8::{Int8, Rotation, attention as int8_attention};
+use flux_fast::dtype::int8::{Int8, Rotation};
 use flux_fast::error::Result;
-use flux_fast::op::{Attention, Linear, Op, Step, Use};
+use flux_fast::op::{Linear, Op, Step, Use};
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{Options, Request};
-use flux_fast::tensor::{HostPart, HostWeight, Scale, Tensor, View};
+use flux_fast::tensor::{HostPart, HostWeight, Scale, Tensor};
+
+use attention::Heads;
 
 use crate::common::forward::forward;
 use crate::common::{cpu, psnr, relative_error};
@@ -205,9 +209,6 @@ struct Changed {
     heads: Heads,
 }
 
-/// The q, k and v of single heads, and the scale of their scores.
-type Heads = Arc<Mutex<Vec<([Vec<f32>; 3], f32)>>>;
-
 impl Changed {
     /// The elements of `tensor`.
     fn tensor(&mut self, tensor: &Tensor, places: &Places) -> Result<Vec<u8>> {
@@ -263,45 +264,6 @@ impl Changed {
         self.inner.run(step, places)?;
         // Other operations read the input as it was; none of these writes over its input.
         self.inner.write(places.of(&tensor), &before)
-    }
-}
-
-/// Attention of single heads.
-impl Changed {
-    /// The columns of `head` in `view`, for each image.
-    fn head(&mut self, view: View, head: usize, op: &Attention, at: &Places) -> Result<Vec<f32>> {
-        let (dim, cols) = (view.cols / op.heads, view.tensor.cols);
-        let bytes = self.tensor(&view.tensor, at)?;
-        let values: Vec<f32> = bytes.chunks_exact(4).map(|b| DType::F32.decode(b)).collect();
-        let from = view.col + head * dim;
-        Ok(values.chunks(cols).flat_map(|row| row[from..from + dim].to_vec()).collect())
-    }
-
-    /// Attention in integers in place of `op`, which has one image; or as it is, recorded.
-    fn attention(&mut self, step: &Step, op: &Attention, places: &Places) -> Result<()> {
-        assert_eq!(op.batch, 1, "{}", step.label);
-        let dim = op.q.cols / op.heads;
-        for head in 0..op.heads {
-            let [q, k, v] = [op.q, op.k, op.v].map(|view| self.head(view, head, op, places));
-            let operands = [q?, k?, v?];
-            if self.scheme.is_none() {
-                self.heads.lock().unwrap().push((operands, op.scale));
-                continue;
-            }
-            let [q, k, v] = &operands;
-            let result = int8_attention::attention(q, k, v, dim, op.scale);
-            let first = op.first.map_or(0, |(n, _)| n);
-            for (token, row) in result.chunks(dim).enumerate() {
-                let (to, row_of, col) = match op.first {
-                    Some((n, t)) if token < n => (t, token, 0),
-                    _ => (op.out.tensor, token - first, op.out.col),
-                };
-                let at = places.of(&to) + 4 * (row_of * to.cols + col + head * dim);
-                let bytes: Vec<u8> = row.iter().flat_map(|v| v.to_le_bytes()).collect();
-                self.inner.write(at, &bytes)?;
-            }
-        }
-        if self.scheme.is_none() { self.inner.run(step, places) } else { Ok(()) }
     }
 }
 
@@ -404,64 +366,6 @@ fn recorded() -> Vec<Product> {
 fn mean_error(products: &[Product], scheme: &Scheme) -> f64 {
     let sum: f64 = products.iter().map(|p| p.error(scheme).powi(2)).sum();
     (sum / products.len() as f64).sqrt()
-}
-
-/// The relative error of attention in integers for each head.
-fn attention_errors(heads: &[([Vec<f32>; 3], f32)], dim: usize) -> Vec<f64> {
-    let error = |([q, k, v], scale): &([Vec<f32>; 3], f32)| {
-        let dot = |a: &[f32], b: &[f32]| -> f64 {
-            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-        };
-        let row = |q: &[f32]| {
-            let scores: Vec<f64> = k.chunks(dim).map(|k| dot(q, k) * f64::from(*scale)).collect();
-            let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-            let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
-            let total: f64 = weights.iter().sum();
-            let mut sums = vec![0f64; dim];
-            for (weight, v) in weights.iter().zip(v.chunks(dim)) {
-                sums.iter_mut().zip(v).for_each(|(s, v)| *s += weight / total * f64::from(*v));
-            }
-            sums.into_iter().map(|s| s as f32).collect::<Vec<f32>>()
-        };
-        let exact: Vec<f32> = q.chunks(dim).flat_map(row).collect();
-        relative_error(&int8_attention::attention(q, k, v, dim, *scale), &exact)
-    };
-    heads.iter().map(error).collect()
-}
-
-/// q, k and v of the second step of the first prompt: two heads in each block.
-fn recorded_heads() -> Vec<([Vec<f32>; 3], f32)> {
-    let (mut engine, _, heads) = changed(None);
-    engine.generate(&Request::new(PROMPTS[0]).steps(2)).unwrap();
-    let all = std::mem::take(&mut *heads.lock().unwrap());
-    let half = all.len() / 2;
-    all.into_iter().skip(half).collect()
-}
-
-/// `columns` of q and k that are `size` times as large, and as large a part that all keys share.
-fn random_head(tokens: usize, columns: usize, size: f32) -> ([Vec<f32>; 3], f32) {
-    let [mut q, mut k, v] = [3, 4, 5].map(|seed| normal(seed, tokens * 128));
-    let shared = normal(6, 128);
-    for row in q.chunks_mut(128).chain(k.chunks_mut(128)) {
-        (0..columns).for_each(|i| row[i * 41 % 128] *= size);
-    }
-    let common = if columns > 0 { size } else { 0.0 };
-    for row in k.chunks_mut(128) {
-        row.iter_mut().zip(&shared).for_each(|(k, s)| *k += common * s);
-    }
-    let scores = 128.0 + columns as f32 * (size.powi(4) - 1.0);
-    ([q, k, v], 1.0 / scores.sqrt())
-}
-
-#[test]
-fn attention_in_int8_loses_at_most_one_and_a_half_percent() {
-    let random = [random_head(512, 0, 1.0), random_head(512, 3, 4.0), random_head(300, 6, 2.0)];
-    let random = attention_errors(&random, 128);
-    let heads = recorded_heads();
-    assert_eq!(heads.len(), 2 * 6, "two heads in each of six blocks");
-    let recorded = attention_errors(&heads, 128);
-    println!("attention in int8: random {random:.4?}, recorded {recorded:.4?}");
-    assert!(random.iter().chain(&recorded).all(|error| *error <= 0.015));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use flux_fast::op::{Attention, Op};
 use flux_fast::tensor::{Tensor, View};
 
 use crate::case::{Case, compare};
+use crate::common::exact_attention;
 use crate::cuda;
 
 const VARIANT: &str = "attention_d128_int8_sm80";
@@ -130,24 +131,6 @@ fn check_integers(s: &Sizes, ran: &Ran) {
     }
 }
 
-/// `softmax(scale q . k^T) . v` in f64.
-fn exact(q: &[f32], k: &[f32], v: &[f32], scale: f32) -> Vec<f32> {
-    let dot = |a: &[f32], b: &[f32]| -> f64 {
-        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
-    };
-    let row = |q: &[f32]| {
-        let scores: Vec<f64> = k.chunks(DIM).map(|k| dot(q, k) * f64::from(scale)).collect();
-        let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let weights: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
-        let total: f64 = weights.iter().sum();
-        let column = |c: usize| -> f64 {
-            weights.iter().zip(v.chunks(DIM)).map(|(w, v)| w * f64::from(v[c])).sum()
-        };
-        (0..DIM).map(|c| (column(c) / total) as f32).collect::<Vec<f32>>()
-    };
-    q.chunks(DIM).flat_map(row).collect()
-}
-
 /// Single tokens, whole tiles and one token more, more keys than queries and fewer, several images
 /// and heads, a long row, and results in two tensors.
 #[test]
@@ -177,7 +160,13 @@ fn attention_in_integers_equals_its_definition() {
             let defined = attention(q, k, v, DIM, op.scale);
             compare(&whole, "the definition", &found, &defined, 2.5e-3);
             // One key has the weight 1, whatever its score is.
-            compare(&whole, "exact arithmetic", &found, &exact(q, k, v, op.scale), 1.5e-2);
+            compare(
+                &whole,
+                "exact arithmetic",
+                &found,
+                &exact_attention(q, k, v, DIM, op.scale),
+                1.5e-2,
+            );
         }
     }
 }
@@ -204,7 +193,7 @@ fn outliers_cost_little() {
     let [q, k, v] = &ran.heads[0];
     let whole = Op::from(op);
     compare(&whole, "the definition", &ran.found, &attention(q, k, v, DIM, op.scale), 2.5e-3);
-    compare(&whole, "exact arithmetic", &ran.found, &exact(q, k, v, op.scale), 2e-2);
+    compare(&whole, "exact arithmetic", &ran.found, &exact_attention(q, k, v, DIM, op.scale), 2e-2);
 }
 
 /// With a scale so large that one unit of the integer sums is a factor of 2^40, only the key with

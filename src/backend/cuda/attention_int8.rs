@@ -162,12 +162,16 @@ pub static ATTENTION_INT8: &[Variant<Attention>] = &[Variant {
     launches: |a, _| launches(a),
 }];
 
-/// The variant of [`ATTENTION_INT8`] where integers are asked for and faster than BF16: not on
-/// Hopper, which has the kernel with wgmma, nor on data-centre Blackwell GPUs, whose `mma.sync` is
-/// no faster in integers.
+/// Whether integers are faster than BF16 on `device`: not on Hopper, which has the kernel with wgmma,
+/// nor on data-centre Blackwell GPUs, whose `mma.sync` is no faster in integers.
+pub fn is_faster(device: &CudaDevice) -> bool {
+    !matches!(device.capability.0, 9..=11)
+}
+
+/// The variant of [`ATTENTION_INT8`] where integers are asked for and faster than BF16.
 pub fn choose(a: &Args<Attention>, device: &CudaDevice) -> Option<&'static Variant<Attention>> {
-    let faster = !matches!(device.capability.0, 9..=11) && a.tokens() >= WORTHWHILE;
-    let wanted = device.int8 && faster && accepts(a, device).is_ok();
+    let worthwhile = a.tokens() >= WORTHWHILE && is_faster(device);
+    let wanted = device.int8 && worthwhile && accepts(a, device).is_ok();
     wanted.then(|| &ATTENTION_INT8[0])
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::arch::CudaDevice;
+use super::attention_int8;
 use super::backend::{CudaBackend, FunctionKey, GRANULARITY};
 use super::devices::{multiplies_fp8, too_old};
 use super::driver::{self, Buffer, Context, EventPool, Facts, Function, Module, Stream};
@@ -172,6 +173,7 @@ fn describe(facts: &Facts, device: &CudaDevice) -> String {
         facts.driver % 1000 / 10,
         match (device.fp8, device.int8) {
             (true, _) => ", fp8",
+            (_, true) if attention_int8::is_faster(device) => ", int8 with attention",
             (_, true) => ", int8",
             _ => "",
         }
