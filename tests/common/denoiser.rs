@@ -88,7 +88,7 @@ impl Denoiser {
 
     /// A denoiser with so many tokens that attention is computed in integers where it may be.
     pub fn long() -> Self {
-        let c = config(1);
+        let c = config(2);
         let shape = DenoiseShape { images: 1, cfg: false, text_tokens: 41, height: 16, width: 30 };
         let fixed = vec![("rope", flux1::rope(&c, &shape)), ("step", vec![-0.1, 2.0])];
         let configs = json!({ "transformer": c.to_json() });

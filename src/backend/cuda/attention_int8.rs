@@ -197,7 +197,7 @@ mod tests {
         let device = |major, minor, int8| CudaDevice {
             capability: (major, minor),
             processors: 28,
-            shared_bytes: 101_376,
+            shared_bytes: if major == 9 { 232_448 } else { 101_376 },
             l2_bytes: 3 << 20,
             driver: 12_040,
             fp8: false,
