@@ -40,7 +40,7 @@ STEPS=${STEPS:-2}
 BUDGETS=${BUDGETS:-none 12G 8G}
 COMPUTES=${COMPUTES:-auto int8 fp8}
 TESTS=${TESTS:-linear attention norm conv2d elementwise int8}
-CASES=${CASES:-^linear.(4608|512|28)x|^attention|conv2d.1024|group_norm.1048576|layer_norm|qk_norm}
+CASES=${CASES:-/linear.(4608|512|28)x|/attention|conv2d.1024|group_norm.1048576|layer_norm|qk_norm}
 
 say() { printf '%s\n' "$@" >>"$report"; }
 left() { echo $((LIMIT - SECONDS)); }
