@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "nats")]
 use super::job::JobSpec;
 use crate::error::{Error, Result};
 use crate::pipeline::images::{Format, probe_output, write_beside};

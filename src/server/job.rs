@@ -84,6 +84,7 @@ impl JobSpec {
     }
 
     /// The names of the ControlNets that it needs. Each has an image in the folder of inputs.
+    #[cfg(feature = "nats")]
     pub fn controlnets(&self) -> impl Iterator<Item = &str> {
         self.request.controlnets.iter().map(|choice| choice.name.as_str())
     }

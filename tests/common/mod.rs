@@ -108,8 +108,8 @@ pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     norm(&|i| f64::from(a[i]) - f64::from(b[i])) / norm(&|i| f64::from(b[i]))
 }
 
-/// `softmax(scale q . k^T) . v` of one head in F64: `q` has `queries x dim` elements, `k` and `v` have
-/// `tokens x dim`.
+/// `softmax(scale q . k^T) . v` of one head in F64: `q` has `queries x dim` elements, `k` and `v`
+/// have `tokens x dim`.
 pub fn exact_attention(q: &[f32], k: &[f32], v: &[f32], dim: usize, scale: f32) -> Vec<f32> {
     let dot = |a: &[f32], b: &[f32]| -> f64 {
         a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()

@@ -162,8 +162,8 @@ pub static ATTENTION_INT8: &[Variant<Attention>] = &[Variant {
     launches: |a, _| launches(a),
 }];
 
-/// Whether integers are faster than BF16 on `device`: not on Hopper, which has the kernel with wgmma,
-/// nor on data-centre Blackwell GPUs, whose `mma.sync` is no faster in integers.
+/// Whether integers are faster than BF16 on `device`: not on Hopper, which has the kernel with
+/// wgmma, nor on data-centre Blackwell GPUs, whose `mma.sync` is no faster in integers.
 pub fn is_faster(device: &CudaDevice) -> bool {
     !matches!(device.capability.0, 9..=11)
 }
