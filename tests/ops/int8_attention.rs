@@ -227,7 +227,9 @@ fn sums_of_integers_are_exact() {
         if scores[order[0]] - scores[order[1]] > 3.0 * unit {
             decided += 1;
             let (row, want) = (&ran.found[i * DIM..][..DIM], &ran.heads[0][2][order[0] * DIM..]);
-            assert!(row.iter().zip(want).all(|(f, w)| f == w), "query {i} is not key {}", order[0]);
+            // Values below 2^-14 have fewer bits in f16.
+            let same = |(found, want): (&f32, &f32)| (found - want).abs() <= 1e-6;
+            assert!(row.iter().zip(want).all(same), "query {i} is not key {}", order[0]);
         }
     }
     assert!(decided > s.queries * 9 / 10, "{decided} of {} queries", s.queries);
