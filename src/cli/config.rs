@@ -39,8 +39,8 @@ const NOT_DEFAULTS: [&str; 14] = [
     "runs",
 ];
 
-/// Keys of the file that only `serve` reads: see `server_config`.
-pub const SERVER_KEYS: [&str; 5] = ["aliases", "default-plan", "keys", "models", "plans"];
+/// Keys of the file that only `serve` and the commands of clusters read: see `server_config`.
+pub const SERVER_KEYS: [&str; 6] = ["aliases", "broker", "default-plan", "keys", "models", "plans"];
 
 /// Option name (without dashes) and its values, in the file's order.
 type Defaults = Vec<(String, Vec<String>)>;

@@ -126,7 +126,7 @@ fn run(cli: Cli, config: &config::Config) -> Result<()> {
         Some(Command::Worker(args)) => worker::worker(*args, how, config),
         #[cfg(feature = "nats")]
         Some(Command::Cluster(args)) => match args.command {
-            ClusterCommand::Status(args) => worker::status(*args, how),
+            ClusterCommand::Status(args) => worker::status(*args, how, config),
         },
         Some(Command::Models) => models::models(how),
         Some(Command::Doctor(args)) => doctor::doctor(config, args.kernels, how),

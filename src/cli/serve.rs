@@ -46,6 +46,10 @@ pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
     }
     let data = args.data.unwrap_or_else(|| host::data_folder().join("server"));
     let mut options = start(&args.drawing, data, how)?;
+    #[cfg(feature = "nats")]
+    {
+        options.cluster = super::worker::cluster(&args.drawing.cluster, config.broker);
+    }
     options.listen = args.listen;
     options.keys = keys;
     options.default_plan = config.default_plan;
@@ -56,10 +60,6 @@ pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
     options.origins = args.cors_origins;
     options.webhooks = args.webhook_origins;
     options.max_queued = args.max_queue;
-    #[cfg(feature = "nats")]
-    {
-        options.cluster = super::worker::cluster(&args.drawing.cluster);
-    }
     server::serve(options).map_err(|e| listen_error(e, args.listen))
 }
 

@@ -1,6 +1,7 @@
 //! What the configuration file says about the server: plans, keys, other names, single models.
 //!
 //! ```toml
+//! broker = "nats://flux:password@broker:4222"
 //! default-plan = "bfl-free"
 //! plans.family = { limits = ["10/min", "200 images/day", "4 active"], max_pixels = 1048576 }
 //! aliases.house = "flux1-dev"
@@ -29,11 +30,15 @@ pub struct ServerConfig {
     pub aliases: Vec<(String, String)>,
     /// Options of single models.
     pub models: HashMap<String, ModelOptions>,
+    /// The address of a cluster, for which `--broker` may be left out. It may hold a password.
+    #[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "there are no clusters"))]
+    pub broker: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct File {
+    broker: Option<String>,
     default_plan: Option<String>,
     #[serde(default)]
     plans: BTreeMap<String, PlanEntry>,
@@ -125,7 +130,8 @@ fn parse(table: toml::Table) -> Result<ServerConfig> {
         }
         models.insert(name, ModelOptions { keep_alive, max_steps: entry.max_steps });
     }
-    Ok(ServerConfig { keys, default_plan, aliases: file.aliases.into_iter().collect(), models })
+    let aliases = file.aliases.into_iter().collect();
+    Ok(ServerConfig { keys, default_plan, aliases, models, broker: file.broker })
 }
 
 #[cfg(test)]
@@ -144,9 +150,11 @@ mod tests {
              keys.\"{HASH}\" = {{ plan = \"family\", name = \"anna\" }}
              aliases.house = \"flux1-dev\"
              models.\"a b\" = {{ keep_alive = \"5m\", max_steps = 8 }}
-             models.c = {{ keep_alive = \"forever\" }}"
+             models.c = {{ keep_alive = \"forever\" }}
+             broker = \"nats://u:p@a\""
         );
         let config = parse(text.parse().unwrap()).unwrap();
+        assert_eq!(config.broker.as_deref(), Some("nats://u:p@a"));
         assert_eq!(config.keys[0].name.as_deref(), Some("anna"));
         let plan = config.keys[0].plan.as_ref().unwrap();
         assert_eq!((plan.limits.len(), plan.max_pixels), (2, Some(1_048_576)));

@@ -17,9 +17,9 @@ use crate::units::ByteSize;
 /// The most workers of one machine that find a folder by themselves.
 const MAX_FOLDERS: usize = 64;
 
-/// The cluster that the arguments name, if they do.
-pub fn cluster(args: &BrokerArgs) -> Option<ClusterOptions> {
-    let mut options = ClusterOptions::new(args.broker.clone()?);
+/// The cluster that the arguments name, or else the configuration file, if one of them does.
+pub fn cluster(args: &BrokerArgs, configured: Option<String>) -> Option<ClusterOptions> {
+    let mut options = ClusterOptions::new(args.broker.clone().or(configured)?);
     options.credentials = args.nats_creds.clone();
     options.nkey = args.nats_nkey.clone();
     options.ca_certificates = args.nats_ca.clone();
@@ -29,8 +29,8 @@ pub fn cluster(args: &BrokerArgs) -> Option<ClusterOptions> {
     Some(options)
 }
 
-fn needed(args: &BrokerArgs) -> Result<ClusterOptions> {
-    cluster(args).ok_or_else(|| {
+fn needed(args: &BrokerArgs, configured: Option<String>) -> Result<ClusterOptions> {
+    cluster(args, configured).ok_or_else(|| {
         Error::argument("the address of a broker is missing")
             .at("--broker")
             .expected("such as nats://broker:4222")
@@ -40,7 +40,7 @@ fn needed(args: &BrokerArgs) -> Result<ClusterOptions> {
 /// Draws the jobs of a cluster until a signal arrives.
 pub fn worker(args: WorkerArgs, how: How, config: &Config) -> Result<()> {
     let config = server_config::read(config)?;
-    let cluster = needed(&args.drawing.cluster)?;
+    let cluster = needed(&args.drawing.cluster, config.broker)?;
     let data = args.data.map_or_else(free_folder, Ok)?;
     let mut options = serve::start(&args.drawing, data, how)?;
     options.models = config.models;
@@ -64,8 +64,8 @@ fn free_folder() -> Result<PathBuf> {
 }
 
 /// Shows the workers and the queue of a cluster.
-pub fn status(args: BrokerArgs, how: How) -> Result<()> {
-    let options = needed(&args)?;
+pub fn status(args: BrokerArgs, how: How, config: &Config) -> Result<()> {
+    let options = needed(&args, server_config::read(config)?.broker)?;
     let status = server::cluster_status(&options)?;
     match how.json {
         true => output::text(&format!("{status}\n")),

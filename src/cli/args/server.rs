@@ -188,7 +188,7 @@ pub enum LogFormat {
 
 const SERVE_HELP: &str = "\
 Keys with plans (limits on requests, images, megapixels and active jobs), aliases and options of
-single models stand in the configuration file (--config): see the README.
+single models stand in the configuration file (--config): see docs/server.md.
 
 Examples:
   flux-fast serve

@@ -77,24 +77,63 @@ async fn control_types(State(server): State<Arc<Server>>) -> Json<Value> {
 /// 404 for a ControlNet that is not there, 422 for what units may ask for and this server does not
 /// do.
 pub fn add_units(server: &Server, draft: &mut Draft, body: &mut Value) -> Result<(), Fault> {
-    let scripts = body.get_mut(FIELD).and_then(Value::as_object_mut);
-    let Some(scripts) = scripts else { return Ok(()) };
-    let script = scripts.iter_mut().filter(|(name, _)| name.eq_ignore_ascii_case("controlnet"));
-    let units = script.filter_map(|(_, script)| script.get_mut("args")?.as_array_mut()).flatten();
-    for unit in units.filter(|unit| is_used(unit)) {
-        add_unit(server, draft, &Fields::of(unit)?)?;
-        for name in ["image", "input_image"] {
-            if unit.get(name).is_some() {
-                unit[name] = Value::Null;
+    let scripts = match body.get_mut(FIELD) {
+        None | Some(Value::Null) => return Ok(()),
+        // Gradio writes a script without arguments so.
+        Some(Value::Array(list)) if list.is_empty() => return Ok(()),
+        Some(Value::Object(scripts)) => scripts,
+        Some(_) => {
+            let message = format!("{FIELD}: expected an object with the arguments of scripts");
+            return Err(Fault::invalid(FIELD, message));
+        }
+    };
+    for (name, script) in scripts {
+        if !name.eq_ignore_ascii_case("controlnet") {
+            continue;
+        }
+        let units = match script.get_mut("args") {
+            Some(Value::Array(units)) => units,
+            _ => return Err(refused("args", "expected a list of units")),
+        };
+        for unit in units {
+            if !is_used(unit)? {
+                continue;
+            }
+            add_unit(server, draft, &Fields::of(unit)?)?;
+            for name in ["image", "input_image"] {
+                if unit.get(name).is_some() {
+                    unit[name] = Value::Null;
+                }
             }
         }
     }
     Ok(())
 }
 
-fn is_used(unit: &Value) -> bool {
-    let model = unit["model"].as_str().unwrap_or("None");
-    unit["enabled"] != false && unit.is_object() && !model.eq_ignore_ascii_case("none")
+/// Whether a unit asks for a ControlNet. One that is switched off or has no model does not.
+fn is_used(unit: &Value) -> Result<bool, Fault> {
+    // Clients send empty units as null or false.
+    let is_empty = unit.is_null() || *unit == false;
+    if is_empty {
+        return Ok(false);
+    }
+    if !unit.is_object() {
+        return Err(refused("a unit", "expected an object"));
+    }
+    let is_enabled = match &unit["enabled"] {
+        Value::Null => true,
+        Value::Bool(is_enabled) => *is_enabled,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) if text.eq_ignore_ascii_case("true") => true,
+        Value::String(text) if text.eq_ignore_ascii_case("false") => false,
+        _ => return Err(refused("enabled", "expected true or false")),
+    };
+    let model = match &unit["model"] {
+        Value::Null => "None",
+        Value::String(model) => model,
+        _ => return Err(refused("model", "expected a name")),
+    };
+    Ok(is_enabled && !model.eq_ignore_ascii_case("none"))
 }
 
 fn refused(name: &str, what: &str) -> Fault {

@@ -163,11 +163,17 @@ fn set_images(server: &Server, draft: &mut Draft, app: &str, fields: &Fields) ->
 fn set_controlnets(server: &Server, draft: &mut Draft, fields: &Fields) -> Result<(), Fault> {
     for parameter in ["controlnets", "controlnet_unions"] {
         for net in objects(fields, parameter)? {
-            let name = Fields(&net).text("path")?.unwrap_or_default().to_string();
+            let missing = |field: &str| {
+                Fault::invalid(parameter, format!("{parameter}: {field}: it is missing"))
+            };
+            let name = Fields(&net).text("path")?.ok_or_else(|| missing("path"))?.to_string();
             let controls = match parameter {
                 "controlnets" => vec![net],
                 _ => objects(&Fields(&net), "controls")?,
             };
+            if controls.is_empty() {
+                return Err(missing("controls"));
+            }
             for control in &controls {
                 add_control(server, draft, parameter, &name, &Fields(control))?;
             }

@@ -186,7 +186,15 @@ fn set_styles(fields: &Fields, draft: &mut Draft) -> Result<(), Fault> {
     for style in list {
         let image = style.as_str().or(style["image"].as_str()).ok_or_else(refused)?;
         let strength = match style.as_object() {
-            Some(style) => Fields(style).real("strength")?,
+            Some(style) => {
+                let known = |name: &&String| ["image", "strength"].contains(&name.as_str());
+                if let Some(name) = style.keys().find(|name| !known(name)) {
+                    let message = format!("styles: {name}: there is no such field");
+                    return Err(Fault::invalid("styles", message)
+                        .hint("each style has `image` and `strength`"));
+                }
+                Fields(style).real("strength")?
+            }
             None => None,
         };
         draft.add_style(parse_image("styles", image)?, strength);

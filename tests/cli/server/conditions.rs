@@ -189,4 +189,7 @@ pub fn style_images_are_sent_to_the_server() {
     assert!(BASE64_STANDARD.decode(output).unwrap() == whole, "Replicate");
     let answer = server.post("/api/v2/jobs", &json!({"prompt": "x", "styles": ["aGk="]}));
     assert_eq!((answer.status, &answer.json()["error"]["parameter"]), (422, &json!("styles")));
+    let weighted = json!({"image": image, "weight": 2});
+    let answer = server.post("/api/v2/jobs", &json!({"prompt": "x", "styles": [weighted]}));
+    assert_eq!((answer.status, &answer.json()["error"]["parameter"]), (422, &json!("styles")));
 }

@@ -379,6 +379,8 @@ fn fal_and_sdcpp_have_controlnets() {
         (unions("https://x/y.safetensors", &control), 404, "controlnet_unions"),
         (unions("union.safetensors", &masked), 422, "mask_image_url"),
         (json!({"controlnets": [{"path": "plain.safetensors"}]}), 422, "control_image_url"),
+        (json!({"controlnets": [{"control_image_url": uri}]}), 422, "path"),
+        (json!({"controlnet_unions": [{"path": "union.safetensors"}]}), 422, "controls"),
         (json!({"easycontrols": [{"image_url": uri}]}), 422, "easycontrols"),
     ] {
         let answer = fal(body);

@@ -120,11 +120,25 @@ fn automatic1111_inpaints() {
     let kept = (1..30).filter(|x| near(small.get_pixel(*x, 10), photo.get_pixel(2 * x, 20)));
     assert!(kept.count() > 24, "the left part is kept");
     let units = json!({"controlnet": {"args": [{"enabled": true, "model": "union"}]}});
-    let answer = call(json!({"alwayson_scripts": units}));
+    let answer = call(json!({"alwayson_scripts": units.clone()}));
     assert_eq!(answer.status, 404, "{}", answer.text());
     assert!(answer.text().contains("controlnet_not_found"), "{}", answer.text());
-    let off = json!({"ControlNet": {"args": [{"enabled": false, "model": "union"}]}});
-    assert_eq!(call(json!({"alwayson_scripts": off})).status, 200);
+    for enabled in [json!(false), json!("False"), json!(0)] {
+        let off = json!({"ControlNet": {"args": [{"enabled": enabled, "model": "union"}, null]}});
+        assert_eq!(call(json!({"alwayson_scripts": off})).status, 200, "{enabled}");
+    }
+    for wrong in [
+        json!("ControlNet"),
+        json!([units]),
+        json!({"ControlNet": [{"model": "union"}]}),
+        json!({"ControlNet": {"args": {"model": "union"}}}),
+        json!({"ControlNet": {"args": ["union"]}}),
+        json!({"ControlNet": {"args": [{"model": 5}]}}),
+        json!({"ControlNet": {"args": [{"model": "union", "enabled": "perhaps"}]}}),
+    ] {
+        let answer = call(json!({"alwayson_scripts": wrong}));
+        assert_eq!(answer.status, 422, "{wrong}: {}", answer.text());
+    }
 }
 
 #[test]

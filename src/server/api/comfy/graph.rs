@@ -289,6 +289,13 @@ fn meaning(
         let Some(negative) = negative else {
             return Err(sampler.unsupported("a CFG other than 1 needs a negative prompt"));
         };
+        let acts = |net: &Control| positive.controlnets.iter().any(|other| other.node == net.node);
+        if let Some(net) = negative.controlnets.iter().find(|net| !acts(net)) {
+            let node = &net.node;
+            return Err(sampler.unsupported(&format!(
+                "{node} acts on the negative prompt only: link its positive output, too"
+            )));
+        }
         request.cfg_scale = Some(cfg);
         request.negative = Some(negative.text);
     }

@@ -31,8 +31,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A prompt with a ControlNet next to it. The node has a negative prompt, too: a ControlNet
-    /// acts on both, whichever it is applied to.
+    /// A prompt with a ControlNet next to it: the positive one, or the negative one that the node
+    /// has, too.
     pub(super) fn controlled(&mut self, node: &Place, slot: usize) -> Result<Output, Fault> {
         let input = match (node.class, slot) {
             ("ControlNetApply", _) => "conditioning",
@@ -40,9 +40,6 @@ impl Reader<'_> {
             _ => "negative",
         };
         let mut conditioning = self.conditioning(node, input)?;
-        if slot > 0 {
-            return Ok(Output::Conditioning(conditioning));
-        }
         let mut choice = self.linked_controlnet(node)?;
         choice.strength = self.real(node, "strength")?;
         if node.class != "ControlNetApply" {
