@@ -40,6 +40,7 @@ pub fn report() -> Report {
 /// The model inside the program, if this build has it.
 fn embedded() -> Option<Listing> {
     Some(Listing {
+        is_named: true,
         name: "embedded".into(),
         kind: ModelKind::Model,
         what: "FLUX transformer (dev), ComfyUI, fp8; with T5, CLIP, VAE; animals, plants and food \

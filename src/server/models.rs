@@ -372,7 +372,6 @@ impl Models {
         if fresh.is_none() {
             let all = self.places.list().into_iter().filter_map(|entry| {
                 // A file whose name is not unique is listed by its path: it has no name here.
-                let named = self.places.named(&entry.name, entry.kind.role()).is_ok();
                 let is_net = entry.kind == ModelKind::Part(CONTROLNET);
                 let net = is_net.then(|| ControlNetInputs::of(&entry.path).ok());
                 let listed = Listed {
@@ -383,7 +382,7 @@ impl Models {
                     what: entry.what,
                     path: Some(entry.path),
                 };
-                named.then_some((entry.kind, listed))
+                entry.is_named.then_some((entry.kind, listed))
             });
             *listed = Some((Instant::now(), all.collect()));
         }

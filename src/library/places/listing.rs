@@ -12,6 +12,9 @@ use super::entries::ModelPlaces;
 pub struct Listing {
     /// What a user types for it: its name, or its path if the name is not unique.
     pub name: String,
+    /// Whether [`ModelPlaces::named`] finds something by that name.
+    #[serde(skip)]
+    pub is_named: bool,
     /// How it can be used.
     pub kind: ModelKind,
     /// A description such as `FLUX transformer (dev), BFL, fp8; with T5, CLIP, VAE`; for
@@ -33,7 +36,9 @@ impl ModelPlaces {
         let list = entries.iter().map(|entry| {
             let (kind, what) = describe(&entry.path, self.families);
             let name = self.shortest_name(entry, kind.role(), &entries);
+            let known = self.named_among(&name, kind.role(), &|| entries.as_slice().into());
             Listing {
+                is_named: known.is_ok(),
                 name,
                 kind,
                 what,

@@ -78,7 +78,7 @@ impl ModelPlaces {
         })
     }
 
-    fn named_among(&self, name: &str, role: Role, entries: Entries) -> Result<PathBuf> {
+    pub(super) fn named_among(&self, name: &str, role: Role, entries: Entries) -> Result<PathBuf> {
         let lower = name.to_lowercase();
         let name = name.trim_end_matches('/');
         let is_encoded = ["%2e", "%2f", "%5c", "%00"].iter().any(|code| lower.contains(code));
