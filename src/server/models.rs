@@ -371,7 +371,6 @@ impl Models {
         let fresh = listed.as_ref().filter(|(since, _)| since.elapsed() < LIST_KEPT);
         if fresh.is_none() {
             let all = self.places.list().into_iter().filter_map(|entry| {
-                // A file whose name is not unique is listed by its path: it has no name here.
                 let is_net = entry.kind == ModelKind::Part(CONTROLNET);
                 let net = is_net.then(|| ControlNetInputs::of(&entry.path).ok());
                 let listed = Listed {
@@ -382,6 +381,7 @@ impl Models {
                     what: entry.what,
                     path: Some(entry.path),
                 };
+                // A file whose name is not unique is listed by its path: it has no name here.
                 entry.is_named.then_some((entry.kind, listed))
             });
             *listed = Some((Instant::now(), all.collect()));
