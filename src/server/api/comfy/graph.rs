@@ -284,18 +284,19 @@ fn meaning(
     request.guidance = positive.guidance;
     request.shift = model.shift;
     request.loras = loras(&model.loras, &positive.loras);
+    let acts = |net: &Control| positive.controlnets.iter().any(|other| other.node == net.node);
+    let mut of_negative = negative.iter().flat_map(|negative| &negative.controlnets);
+    if let Some(net) = of_negative.find(|net| !acts(net)) {
+        return Err(sampler.unsupported(&format!(
+            "{} acts on the negative prompt only: link its positive output, too",
+            net.node
+        )));
+    }
     if cfg != 1.0 {
         let negative = negative.filter(|negative| !negative.is_zero);
         let Some(negative) = negative else {
             return Err(sampler.unsupported("a CFG other than 1 needs a negative prompt"));
         };
-        let acts = |net: &Control| positive.controlnets.iter().any(|other| other.node == net.node);
-        if let Some(net) = negative.controlnets.iter().find(|net| !acts(net)) {
-            let node = &net.node;
-            return Err(sampler.unsupported(&format!(
-                "{node} acts on the negative prompt only: link its positive output, too"
-            )));
-        }
         request.cfg_scale = Some(cfg);
         request.negative = Some(negative.text);
     }

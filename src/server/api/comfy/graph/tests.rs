@@ -446,7 +446,7 @@ fn controlnets_are_applied_one_after_another() {
         (json!({"22/type": "normal"}), "SetUnionControlNetType#22"),
         (json!({"23/control_net": ["20", 0]}), "ControlNetApplyAdvanced#23"),
         // The last ControlNet acts on the negative prompt only.
-        (json!({"3/positive": ["23", 0], "3/cfg": 3.0}), "KSampler#3"),
+        (json!({"3/positive": ["23", 0]}), "KSampler#3"),
     ] {
         let fault = read(&with(&graph, change)).unwrap_err();
         assert_eq!(fault.parameter.as_deref(), Some(class), "{}", fault.message);
