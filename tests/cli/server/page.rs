@@ -131,6 +131,13 @@ impl Tab {
         field.send_keys(&(all + &keys)).await.unwrap();
     }
 
+    /// Shows the fields of width and height. A click with the mouse misses the button if the page
+    /// moves it just then, when an image above it arrives.
+    pub async fn other_shape(&self) {
+        let button = "document.querySelector('.shapes .chip:last-child')";
+        self.until(&format!("document.querySelector('#width') || ({button}.click(), false)")).await;
+    }
+
     pub async fn draw(&self) {
         let keys = format!("{}{}", char::from(Key::Control), char::from(Key::Enter));
         self.find("#prompt").await.send_keys(&keys).await.unwrap();

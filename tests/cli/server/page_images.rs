@@ -217,7 +217,7 @@ fn a_control_image_is_sent_to_the_model_that_needs_one() {
         tab.find("#control-file").await.send_keys(&pictures.path("photo")).await.unwrap();
         tab.find(".refs img").await;
         tab.fill("#steps", "2").await;
-        tab.click(".shapes .chip:last-child").await;
+        tab.other_shape().await;
         tab.fill("#width", "96").await;
         tab.fill("#height", "64").await;
         tab.until("document.querySelector('.cost').innerText.includes('96 × 64')").await;

@@ -23,7 +23,7 @@ async fn set_numbers(tab: &Tab, width: &str, height: &str) {
     tab.find("#prompt").await.send_keys("a fox").await.unwrap();
     tab.fill("#steps", "2").await;
     tab.fill("#seed", "7").await;
-    tab.click(".shapes .chip:last-child").await;
+    tab.other_shape().await;
     tab.fill("#width", width).await;
     tab.fill("#height", height).await;
 }
