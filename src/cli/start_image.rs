@@ -308,14 +308,8 @@ fn whole(path: &Path, file: &ImageFile, what: &str, ram: Option<ByteSize>) -> Re
     file.decode().map_err(|e| e.at_path(path))
 }
 
-/// The image that a ControlNet sees. Its transparent pixels are the part that is repainted, for one
-/// that reads it.
+/// The image that a ControlNet sees, decoded within `ram`.
 fn control_image(path: &Path, file: &ImageFile, ram: Option<ByteSize>) -> Result<ControlImage> {
-    let what = "the image of a ControlNet";
-    if !file.has_alpha() {
-        return whole(path, file, what, ram).map(ControlImage::from);
-    }
-    check_ram(ram, what, Reading::Whole, file.mask_bytes(), path)?;
-    let (image, mask) = file.decode_with_mask().map_err(|e| e.at_path(path))?;
-    Ok(ControlImage { image, mask })
+    check_ram(ram, "the image of a ControlNet", Reading::Whole, file.control_bytes(), path)?;
+    file.decode_control().map_err(|e| e.at_path(path))
 }
