@@ -76,12 +76,12 @@ async fn control_types(State(server): State<Arc<Server>>) -> Json<Value> {
 /// back.
 ///
 /// # Errors
-/// 404 for a ControlNet that is not there, 422 for what units may ask for and this server does not
-/// do.
+/// 404 for a ControlNet that is not there, 422 for a field with a wrong value, or one that asks for
+/// a part of the extension that this server does not have.
 pub fn add_units(server: &Server, draft: &mut Draft, body: &mut Value) -> Result<(), Fault> {
     let scripts = match body.get_mut(FIELD) {
         None | Some(Value::Null) => return Ok(()),
-        // Gradio writes a script without arguments so.
+        // Gradio sends an empty list if no script has arguments.
         Some(Value::Array(list)) if list.is_empty() => return Ok(()),
         Some(Value::Object(scripts)) => scripts,
         Some(_) => {
