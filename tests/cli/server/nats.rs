@@ -115,7 +115,7 @@ impl Broker {
     }
 }
 
-/// A port that nobody uses.
+/// A port that no process uses.
 pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

@@ -43,7 +43,7 @@ impl Proxy {
 
     pub fn cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::Relaxed);
-        // Whoever waits for bytes at this moment looks at it after that.
+        // A thread that waits for bytes at this moment reads it after its timeout.
         std::thread::sleep(2 * LOOK);
     }
 }

@@ -38,7 +38,7 @@ fn with_three_copies_any_broker_may_be_killed() {
     let url = urls.join(",").replace("/copies,", ",");
     // They need a moment to agree on who leads.
     wait_for("the brokers", || status(&url, "1").status.success().then_some(()));
-    // The first process wanted one copy, this one wants more.
+    // The first process asked for one copy, this one asks for more.
     assert!(status(&url, "3").status.success());
     assert!(status(&url, "1").status.success());
     let streams = |broker: &Broker| {
@@ -98,6 +98,6 @@ fn one_broker_cannot_keep_three_copies() {
     assert_eq!(output.status.code(), Some(6), "{text}");
     assert!(text.contains("cannot keep 3 copies") && text.contains("--nats-replicas"), "{text}");
     assert!(status(&url, "1").status.success());
-    // Nor of what exists.
+    // Nor of streams that exist.
     assert_eq!(status(&url, "3").status.code(), Some(6));
 }
