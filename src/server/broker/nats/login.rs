@@ -13,12 +13,15 @@ use tokio::sync::watch;
 
 use super::address::Secret;
 use crate::error::{Error, Result};
+use crate::host::read_regular_text;
 use crate::server::options::ClusterOptions;
 
 /// How long a request to a broker may take.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the brokers are asked whether they are there. Two answers may be missing.
 const PING: Duration = Duration::from_secs(3);
+/// The largest file that is read, in bytes: a file of certificates may have those of a whole system.
+const MAX_FILE: u64 = 16 << 20;
 
 /// Who connects.
 enum Login {
@@ -84,7 +87,7 @@ impl Login {
 }
 
 fn text_of(what: &str, path: &Path) -> Result<String> {
-    std::fs::read_to_string(path)
+    read_regular_text(path, MAX_FILE)
         .map_err(|e| Error::argument(format!("{what} cannot be read: {e}")).at_path(path))
 }
 
