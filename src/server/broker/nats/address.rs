@@ -1,9 +1,8 @@
-//! The address of a cluster: its brokers, what they are to be told about who connects, and the name
-//! of the cluster.
+//! The address of a cluster: its brokers, the login for them, and the name of the cluster.
 
 use crate::error::{Error, Result};
 
-/// Who connects, as far as the address says it.
+/// The login in an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Secret {
     /// A user and a password.
@@ -12,7 +11,7 @@ pub enum Secret {
     Token(String),
 }
 
-/// Where the brokers are, and the name of the cluster.
+/// What the address of a cluster contains.
 pub struct Address {
     /// Addresses without users and passwords.
     pub servers: Vec<String>,
@@ -26,17 +25,18 @@ impl Address {
     /// Reads addresses such as `nats://a:4222,tls://USER:PASSWORD@b:4222/NAME`.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument). They repeat no user and no password.
+    /// [`Kind::Argument`](crate::error::Kind::Argument). They never repeat a user, a password or a
+    /// token.
     pub fn parse(text: &str) -> Result<Address> {
         let refused = |found: &str| {
             Error::argument("not the address of a broker").found(found).expected(
                 "nats://HOST:PORT or tls://HOST:PORT, several of them with commas, and /NAME at \
-                 the end if several clusters share the brokers",
+                 the end if several clusters share the brokers; in a login, %2C for a comma",
             )
         };
         let mut address = Address { servers: Vec::new(), secret: None, name: None };
         for part in text.split(',').map(str::trim) {
-            // A password may be in the address: it is not repeated.
+            // Only the scheme is repeated: the rest may be a password.
             let (scheme, rest) = part.split_once("://").unwrap_or(("no scheme", ""));
             if scheme != "nats" && scheme != "tls" {
                 return Err(refused(scheme));
@@ -84,7 +84,7 @@ impl Secret {
     }
 }
 
-/// `text` with the characters that `%` and two digits mean. Any other `%` means itself.
+/// Decodes `%` with two hexadecimal digits. Any other `%` stays as it is.
 fn decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);

@@ -26,7 +26,7 @@ impl Link {
     /// Connects as `name`, and makes the buckets that do not exist.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument) for an address that is none and files that
+    /// [`Kind::Argument`](crate::error::Kind::Argument) for an invalid address and files that
     /// cannot be used, [`Kind::Device`](crate::error::Kind::Device) if no broker answers or it is
     /// of no use.
     pub async fn connect(options: &ClusterOptions, name: &str) -> Result<Arc<Link>> {
