@@ -1,4 +1,4 @@
-//! Many requests at a time, and kills at random moments. Tests with `#[ignore]` take minutes, so they
+//! Many requests at a time, and kills at random moments. Tests with `#[ignore]` take minutes. They
 //! run only with `cargo test --test cli -- --ignored --nocapture --test-threads 1 load`.
 //! `FLUX_FAST_TEST_ROUNDS` is the number of kills of each kind (SIGKILL and SIGTERM of the server
 //! and of its worker; 50).

@@ -1,5 +1,5 @@
-//! How processes log in to the broker: passwords, tokens, keys, credentials and TLS, each as the
-//! broker wants it and not.
+//! How processes log in to the broker: right and wrong passwords, tokens, keys, credentials and
+//! certificates.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -13,7 +13,7 @@ use super::super::nats::Broker;
 use super::super::{Server, command, program};
 use super::{Worker, front, ready, wait_for};
 
-/// No message and no log may have this.
+/// No message and no log may contain this text.
 const SECRET: &str = "s3same";
 
 /// A front and a worker that have drawn together.
@@ -60,7 +60,8 @@ fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// All three programs end with `code`, and say each of `parts`.
+/// Checks that `serve`, `worker` and `cluster status` exit with `code`, and that their messages
+/// contain each of `parts`.
 fn refused(url: &str, options: &[&str], code: i32, parts: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let all_options = [&["--broker", url], options].concat();
@@ -101,7 +102,7 @@ fn users_and_tokens_in_the_address() {
     let hint = ["refuses this user", "--broker"];
     refused(&with(&format!("flux:{SECRET}"), &url), &[], 6, &hint);
     refused(&url, &[], 6, &hint);
-    // A file with a key besides: which of them is meant?
+    // Two logins: it is not clear which one is meant.
     let both = ["--nats-nkey", "none"];
     refused(&with(&format!("flux:{SECRET}"), &url), &both, 2, &["--nats-nkey"]);
     drop(cluster);
@@ -123,7 +124,7 @@ fn tls_with_an_authority_of_its_own() {
     refused(&url, &[], 6, &["UnknownIssuer", "--nats-ca with"]);
     let other = certificate("other-ca");
     refused(&url, &["--nats-ca", &other], 6, &["UnknownIssuer", "check --nats-ca"]);
-    // The broker wants TLS, whatever the address says.
+    // A broker that needs TLS gets it, although the address has nats://.
     assert!(status(&broker.url("tls"), &["--nats-ca", &ca]).status.success());
     let key = certificate("server-key");
     refused(&url, &["--nats-ca", &key], 2, &[&key, "-----BEGIN CERTIFICATE-----"]);
@@ -148,7 +149,7 @@ fn tls_with_certificates_of_clients() {
     let of = |certificate, key| ["--nats-ca", ca, "--nats-cert", certificate, "--nats-key", key];
     Cluster::draws(&url, &of(client, client_key));
     refused(&url, &["--nats-ca", ca], 6, &["asks for a certificate", "--nats-cert"]);
-    // A certificate of a server is none of a client.
+    // The certificate of a server is not accepted from a client.
     refused(&url, &of(server, server_key), 6, &["--nats-cert"]);
     refused(&url, &of(client, server_key), 6, &["--nats-key is the key"]);
     refused(&url, &of(client_key, client_key), 2, &["-----BEGIN CERTIFICATE-----"]);
@@ -156,13 +157,13 @@ fn tls_with_certificates_of_clients() {
     refused(&url, &["--nats-ca", ca, "--nats-cert", client], 2, &["--nats-key"]);
 }
 
-/// A configuration in which the user of `key` may connect.
+/// A configuration that allows only the user with `key`.
 fn of_key(key: &KeyPair) -> String {
     format!("authorization {{ users: [{{ nkey: {} }}] }}", key.public_key())
 }
 
 #[test]
-fn keys_which_may_be_replaced_while_everything_runs() {
+fn keys_that_are_replaced_while_everything_runs() {
     let (first, second) = (KeyPair::new_user(), KeyPair::new_user());
     let Some(mut broker) = Broker::with(&of_key(&first)) else { return };
     let folder = tempfile::tempdir().unwrap();
@@ -190,7 +191,7 @@ fn write(path: &Path, key: &KeyPair) {
     std::fs::write(path, format!("{}\n", key.seed().unwrap())).unwrap();
 }
 
-/// A token of NATS: what `issuer` says of `subject`.
+/// A JWT of NATS about `subject`, signed by `issuer`.
 fn token(issuer: &KeyPair, subject: &KeyPair, expires: Option<u64>, mut says: Value) -> String {
     says["version"] = json!(2);
     let mut claims = json!({

@@ -28,7 +28,7 @@ fn a_front_that_is_cut_off_refuses_jobs_and_learns_later_what_became_of_the_othe
     let refused = far.post("/api/v2/jobs", &request);
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert_eq!(refused.json()["error"]["code"], "broker_unreachable");
-    // What it knows it tells, but not more.
+    // It answers with the last state that it has received.
     assert_eq!(far.job(&before)["status"], "running");
     let during = near.submit(request["request"].clone());
     near.image(&during);
@@ -45,7 +45,7 @@ fn a_front_that_is_cut_off_refuses_jobs_and_learns_later_what_became_of_the_othe
     });
     far.image(&after);
     near.image(&after);
-    // Each end was told once, at both; what was refused is not there.
+    // Both fronts have counted each end once, and the refused job does not exist.
     let jobs = near.get("/api/v2/jobs").json();
     let ended = jobs["jobs"].as_array().unwrap().len();
     for server in [&far, &near] {
