@@ -36,10 +36,12 @@ impl Address {
         };
         let mut address = Address { servers: Vec::new(), secret: None, name: None };
         for part in text.split(',').map(str::trim) {
-            // Only the scheme is repeated: the rest may be a password.
-            let (scheme, rest) = part.split_once("://").unwrap_or(("no scheme", ""));
+            let (scheme, rest) = part.split_once("://").unwrap_or_default();
             if scheme != "nats" && scheme != "tls" {
-                return Err(refused(scheme));
+                // Anything but a word may be a password, which is not repeated.
+                let is_word = scheme.bytes().all(|b| b.is_ascii_alphanumeric());
+                let shown = Some(scheme).filter(|scheme| is_word && !scheme.is_empty());
+                return Err(refused(shown.unwrap_or("no scheme")));
             }
             let (login, rest) = match rest.rsplit_once('@') {
                 Some((login, rest)) => (Some(login), rest),
@@ -140,9 +142,13 @@ mod tests {
         assert_eq!(read("tls://u%40x:p%2C%2f%zz%@a/n"), password("u@x", "p,/%zz%"));
         assert_eq!(read("tls://u:p@ss/wörd%C3%B6@a/n"), password("u", "p@ss/wördö"));
         assert_eq!(read("nats://t0ken@a"), Some(Secret::Token("t0ken".into())));
-        for bad in
-            ["secret:word@a", "nats://secret:w,ord@a", "nats://u:secret/word@a/X", "x://word@a"]
-        {
+        for bad in [
+            "secret:word@a",
+            "secret:word@nats://a",
+            "nats://secret:w,ord@a",
+            "nats://u:secret/word@a/X",
+            "x://word@a",
+        ] {
             let error = Address::parse(bad).err().unwrap().to_string();
             assert!(!error.contains("word") && !error.contains("ord@"), "{error}");
         }
