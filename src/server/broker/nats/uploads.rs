@@ -23,8 +23,6 @@ use crate::server::uploads::{Upload, Uploads};
 const LISTS: &str = "uploads.";
 /// The longest list of one owner, in bytes.
 const MAX_LIST: usize = 512 << 10;
-/// The part of a message that is not the list, in bytes: headers and the subject.
-const HEADERS: usize = 4096;
 /// How often a change is tried while other fronts change the same list.
 const ATTEMPTS: usize = 50;
 /// The time between searches for expired images: their owners may never send another one.
@@ -113,8 +111,7 @@ impl Link {
         bytes: &[u8],
         overwrite: bool,
     ) -> Result<Upload, Fault> {
-        // The list is one message.
-        let max_list = MAX_LIST.min(self.client.max_payload().saturating_sub(HEADERS));
+        let max_list = MAX_LIST.min(self.max_value());
         let mut is_stored = false;
         let busy = Fault::new(503, "busy", "too many uploads of this key at the same time");
         let mut refused = Err(busy.retry_after(1));
