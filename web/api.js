@@ -53,7 +53,7 @@ export const isTemporary = (e) =>
 
 let onUnauthorized = () => {};
 
-/** Calls `f` when the server wants a key, or another one. */
+/** Calls `f` when the server needs a key, or refuses the one that was sent. */
 export function whenUnauthorized(f) {
   onUnauthorized = f;
 }

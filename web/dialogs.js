@@ -41,7 +41,7 @@ export function KeyDialog({ wrong, has, done, close }) {
         done(key.trim() || null, keep);
       }}
     >
-      <p>${wrong ? "The server does not know this key." : "This server wants a key."} Whoever runs it can give you one.</p>
+      <p>${wrong ? "The server does not know this key." : "This server needs a key."} Ask the person who runs it for one.</p>
       <label class="field">
         <span>Key</span>
         <input id="key" type="password" autocomplete="current-password" value=${key} autofocus onInput=${(e) => setKey(e.target.value)} />

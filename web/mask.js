@@ -264,7 +264,7 @@ export function MaskDialog({ input, done, close, fail }) {
       <i class=${`ring ${tool}${isDown ? " down" : ""}`} ref=${ring} aria-hidden="true"></i>
     </div>
     <div class="actions end">
-      <p class="note">Painted parts are drawn anew. All others stay as they are.</p>
+      <p class="note">Painted parts are drawn again. All others stay as they are.</p>
       <button type="button" onClick=${close}>Cancel</button>
       <button type="button" class="primary" id="mask-done" onClick=${async () => done(await maskOf(canvas.current))}>
         <${Icon} name="brush" /> Use this mask

@@ -55,7 +55,7 @@ impl StartImage {
             Some(path) => Some((path, ImageFile::open(path)?)),
             None => None,
         };
-        // No bound on memory is enough for those that are refused.
+        // Before the bound on memory: no larger bound would help.
         self.file.check_whole().map_err(|e| e.at_path(&self.path))?;
         if let Some((path, file)) = &mask {
             file.check_whole().map_err(|e| e.at_path(path).at_parameter("mask"))?;
@@ -131,8 +131,9 @@ impl StartImage {
     }
 }
 
-/// Images that a model looks at, besides the one to start from: read, and not decoded before the
-/// model is open, but for styles. Decoding is within `--ram` then, and what they need is known.
+/// Images that a model looks at, besides the one to start from. The files are read before the model
+/// is opened. All but styles are decoded afterwards, when the memory that is left of `--ram` and the
+/// sizes that the model reads are known.
 pub struct SeenImages {
     references: Vec<(PathBuf, ImageFile)>,
     pub styles: Vec<Image>,
@@ -142,7 +143,8 @@ pub struct SeenImages {
     control_images: Vec<(PathBuf, ImageFile)>,
 }
 
-/// The images of [`SeenImages`] that are decoded late.
+/// The images of [`SeenImages`] that are decoded after the model was opened.
+#[derive(Clone)]
 struct Decoded {
     references: Vec<Image>,
     control: Option<Image>,
@@ -150,7 +152,8 @@ struct Decoded {
 }
 
 impl Decoded {
-    fn give(self, request: &mut Request) {
+    /// Replaces the placeholders of `request`.
+    fn add_to(self, request: &mut Request) {
         if !self.references.is_empty() {
             request.references = self.references;
         }
@@ -178,9 +181,8 @@ impl SeenImages {
         let opened = |path: &PathBuf| Ok((path.clone(), ImageFile::open(path)?));
         let seen = |path: &PathBuf, parameter: &str| {
             let file = ImageFile::open(path).map_err(|e| e.at_parameter(parameter))?;
-            // Before the model is opened for nothing.
-            let fits = file.check_whole();
-            fits.map_err(|e| e.at_path(path).at_parameter(parameter))?;
+            // Opening a model takes long, so a file that cannot be used is refused first.
+            file.check_whole().map_err(|e| e.at_path(path).at_parameter(parameter))?;
             Ok((path.clone(), file))
         };
         let nets = args.controlnets.iter().map(|net| seen(&net.image, "controlnet"));
@@ -230,11 +232,9 @@ impl SeenImages {
             control_images: nets.collect::<Result<_>>()?,
         };
         for request in others {
-            let Decoded { references, control, control_images } = &decoded;
-            let (references, control) = (references.clone(), control.clone());
-            Decoded { references, control, control_images: control_images.clone() }.give(request);
+            decoded.clone().add_to(request);
         }
-        decoded.give(last);
+        decoded.add_to(last);
         Ok(())
     }
 
@@ -308,14 +308,8 @@ fn whole(path: &Path, file: &ImageFile, what: &str, ram: Option<ByteSize>) -> Re
     file.decode().map_err(|e| e.at_path(path))
 }
 
-/// The image that a ControlNet sees. Its transparent pixels are the part that is repainted, for one
-/// that reads it.
+/// The image that a ControlNet sees, decoded within `ram`.
 fn control_image(path: &Path, file: &ImageFile, ram: Option<ByteSize>) -> Result<ControlImage> {
-    let what = "the image of a ControlNet";
-    if !file.has_alpha() {
-        return whole(path, file, what, ram).map(ControlImage::from);
-    }
-    check_ram(ram, what, Reading::Whole, file.mask_bytes(), path)?;
-    let (image, mask) = file.decode_with_mask().map_err(|e| e.at_path(path))?;
-    Ok(ControlImage { image, mask })
+    check_ram(ram, "the image of a ControlNet", Reading::Whole, file.control_bytes(), path)?;
+    file.decode_control().map_err(|e| e.at_path(path))
 }

@@ -10,7 +10,6 @@ use serde::Serialize;
 use super::similar::no_such_path;
 use super::unit::{FolderUnits, Unit, unit_of, units};
 use crate::error::{Error, Result};
-use crate::spec::flux1::IMAGE_INPUTS;
 use crate::spec::{Component, FAMILIES, Fact, Families};
 use crate::text::{one_line, shortened};
 use crate::units;
@@ -267,21 +266,19 @@ fn geometry(weights: &ComponentWeights) -> BTreeMap<&'static str, String> {
         let number = |n: &str| n.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
         weights.names().filter_map(number).max().map(|n| (n + 1).to_string())
     };
-    let axis = |name: &str, axis: usize| {
-        weights.full_shape(name).and_then(|shape| shape.get(axis)).map(usize::to_string)
-    };
+    let axis = |name: &str, axis: usize| weights.full_shape(name)?.get(axis).copied();
     let yes = |name: &str| if weights.shape(name).is_some() { "yes" } else { "no" };
     let fact = |fact: &Fact| match *fact {
         Fact::Count(prefix) => blocks(prefix),
-        Fact::Axis(name, i) => axis(name, i),
+        Fact::Axis(name, i) => axis(name, i).map(|n| n.to_string()),
+        Fact::Named(name, i, known) => {
+            let found = known.iter().find(|(n, _)| axis(name, i) == Some(*n));
+            found.map(|(_, name)| name.to_string())
+        }
         Fact::Present(name) => Some(yes(name).to_string()),
     };
     let component = weights.component();
-    let facts = component.0.facts.iter().filter_map(|(label, f)| Some((*label, fact(f)?)));
-    // What the model sees besides the noise, where that is known by the width of its input.
-    let input = component.lora.input.and_then(|name| axis(name, 1));
-    let seen = IMAGE_INPUTS.iter().find(|(n, _)| input == Some(n.to_string()));
-    facts.chain(seen.map(|(_, name)| ("kind", name.to_string()))).collect()
+    component.0.facts.iter().filter_map(|(label, f)| Some((*label, fact(f)?))).collect()
 }
 
 /// A summary for users; the tensors are only counted.

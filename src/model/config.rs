@@ -1,6 +1,8 @@
 //! Shared by the configurations of all networks: sizes from tensor shapes, and other values from a
 //! `config.json`.
 
+use std::fmt::Display;
+
 use serde_json::Value;
 
 use crate::error::{Error, Result};
@@ -21,6 +23,12 @@ pub trait TensorShapes {
 /// The canonical name and the shape of a tensor as files store it: `[n]`, `[rows, cols]` or
 /// `[out, in, kh, kw]`.
 pub type TensorSpec = (String, Vec<usize>);
+
+/// Adds bias and weight of the layer `name`; `shape` is that of the weight.
+pub(super) fn push_affine(out: &mut Vec<TensorSpec>, name: impl Display, shape: Vec<usize>) {
+    out.push((format!("{name}.bias"), vec![shape[0]]));
+    out.push((format!("{name}.weight"), shape));
+}
 
 /// Rows and columns of a tensor that shows sizes of `component`.
 ///

@@ -1,12 +1,6 @@
 //! The tensors of the towers of CLIP and SigLIP, whose layers are alike.
 
-use super::config::TensorSpec;
-
-/// Adds weight and bias of `name`; `shape` is that of the weight.
-pub(super) fn push_affine(out: &mut Vec<TensorSpec>, name: &str, shape: Vec<usize>) {
-    out.push((format!("{name}.bias"), vec![shape[0]]));
-    out.push((format!("{name}.weight"), shape));
-}
+use super::config::{TensorSpec, push_affine};
 
 /// Adds the tensors of `layers` layers of `tower`. Tokens have `width` values, and `ff` within
 /// MLPs.
@@ -19,11 +13,11 @@ pub(super) fn push_layers(
     for i in 0..layers {
         let layer = format!("{tower}.encoder.layers.{i}");
         for name in ["q_proj", "k_proj", "v_proj", "out_proj"] {
-            push_affine(out, &format!("{layer}.self_attn.{name}"), vec![width, width]);
+            push_affine(out, format!("{layer}.self_attn.{name}"), vec![width, width]);
         }
-        push_affine(out, &format!("{layer}.mlp.fc1"), vec![ff, width]);
-        push_affine(out, &format!("{layer}.mlp.fc2"), vec![width, ff]);
-        push_affine(out, &format!("{layer}.layer_norm1"), vec![width]);
-        push_affine(out, &format!("{layer}.layer_norm2"), vec![width]);
+        push_affine(out, format!("{layer}.mlp.fc1"), vec![ff, width]);
+        push_affine(out, format!("{layer}.mlp.fc2"), vec![width, ff]);
+        push_affine(out, format!("{layer}.layer_norm1"), vec![width]);
+        push_affine(out, format!("{layer}.layer_norm2"), vec![width]);
     }
 }

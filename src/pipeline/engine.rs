@@ -117,7 +117,8 @@ impl Engine {
         ratio.size(model.defaults.width * model.defaults.height, model.token_pixels())
     }
 
-    /// What the model reads besides the prompt.
+    /// What the model reads besides the prompt. It looks for the networks for styles in the folders
+    /// of models, and does not open them.
     pub fn inputs(&self) -> ModelInputs {
         let model = &self.loaded.model;
         match model.flux1_kind() {

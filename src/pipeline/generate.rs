@@ -210,9 +210,13 @@ pub fn input_images(
     };
     let images_of_nets = request.control_images.iter().map(|c| &c.image);
     let control_bytes = request.control.iter().chain(images_of_nets).map(control).sum::<u64>();
+    // Transparent pixels, and a copy of the image before white.
+    let masks = request.control_images.iter().filter_map(|c| c.mask.as_ref());
+    let transparent_bytes: u64 = masks.map(|mask| 4 * mask.values.len() as u64).sum();
     let host_bytes = reference_bytes(model, request)
         + style_bytes(request)
         + control_bytes
+        + transparent_bytes
         + match masking {
             Some(masking) => {
                 // Its latents, and the noise of all images.

@@ -40,9 +40,9 @@ pub struct ModelInputs {
 #[serde(default)]
 #[non_exhaustive]
 pub struct ControlNetInputs {
-    /// How many kinds of images it is for, if it must be told which.
+    /// The number of its modes, one for each kind of image; `None` if it has no modes.
     pub modes: Option<usize>,
-    /// It reads which part of its image is repainted.
+    /// It reads a mask: the part of its image that is repainted.
     pub mask: bool,
 }
 
@@ -61,7 +61,7 @@ impl ControlNetInputs {
         (0..self.modes.unwrap_or(0)).map(|mode| ControlMode(mode).to_string()).collect()
     }
 
-    /// Checks that `choice` says what its image is, if and only if it must be said.
+    /// Checks that `choice` has a mode if the ControlNet has modes, and none otherwise.
     ///
     /// # Errors
     /// [`Kind::Argument`](crate::error::Kind::Argument).

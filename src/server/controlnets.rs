@@ -56,11 +56,12 @@ impl Draft {
 }
 
 impl Server {
-    /// Adds a ControlNet of a client that says a mode to every ControlNet: one without modes gets
-    /// none.
+    /// Adds a ControlNet for an API whose clients send a mode with every ControlNet. The mode is
+    /// dropped if the ControlNet has none.
     ///
     /// # Errors
-    /// 404 at `parameter` for a ControlNet that is not there, 422 for one that needs another mode.
+    /// 404 at `parameter` for a ControlNet that is not there, 422 for one that needs a mode and got
+    /// none, or has no such mode.
     pub fn add_controlnet(
         &self,
         draft: &mut Draft,

@@ -285,6 +285,8 @@ pub enum Fact {
     Count(&'static str),
     /// The length of an axis of a canonical tensor.
     Axis(&'static str, usize),
+    /// What models with this length of such an axis are called, if the list has it.
+    Named(&'static str, usize, &'static [(usize, &'static str)]),
     /// Whether there is this canonical tensor: `yes` or `no`.
     Present(&'static str),
 }

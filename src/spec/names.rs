@@ -15,10 +15,10 @@ pub struct Dialect {
     /// Tensor names whose presence shows this dialect; any of them does. List several, so that a
     /// file that lacks one tensor is still recognised and the error names that tensor.
     pub markers: &'static [&'static str],
-    /// Beginnings of tensor names of which each must be present, behind the same prefix; of several
-    /// with `|` between them, one. A family that differs from another one by extra tensors lists
-    /// them here, and is then preferred.
-    pub requires: &'static [&'static str],
+    /// Each entry lists beginnings of tensor names, one of which must be present, behind the same
+    /// prefix. A family that differs from another one by extra tensors lists them here, and is then
+    /// preferred.
+    pub requires: &'static [&'static [&'static str]],
     /// The spelling of the names.
     pub naming: Naming,
     /// Whether GGUF files use these names. LoRAs never do.

@@ -11,6 +11,7 @@ mod first_steps;
 mod klein;
 #[cfg(target_os = "linux")]
 mod large_images;
+#[cfg(target_os = "linux")]
 mod limits;
 mod masks;
 mod references;

@@ -57,8 +57,10 @@ fn write_model(dir: &tempfile::TempDir, flux: &FluxConfig) -> std::path::PathBuf
         .chain(named(CLIP, clip::tensors(&clip)))
         .chain(named(VAE, vae::tensors(&vae)))
         .collect();
-    let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(), "text_encoder_2": t5.to_json(), "vae": vae.to_json(),
-        "tokenizer_2": { "model_max_length": 16 }, "generation": { "num_inference_steps": 3, "width": 48, "height": 32 } });
+    let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(),
+        "text_encoder_2": t5.to_json(), "vae": vae.to_json(),
+        "tokenizer_2": { "model_max_length": 16 },
+        "generation": { "num_inference_steps": 3, "width": 48, "height": 32 } });
     let spec = SynthSpec {
         seed: 7,
         tensors,

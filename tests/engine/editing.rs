@@ -18,10 +18,11 @@ use serde_json::{Value, json};
 use crate::common::temp_dir;
 use crate::cuda::program::{named, program, small_flux, spec};
 
-/// Of the fake driver, in bytes.
+/// Bytes of a context of the fake driver.
 const CONTEXT: u64 = 300 << 20;
 
-/// What each request has besides the prompt, and the name of its model.
+/// A name for messages, the name of the model, and the arguments besides the prompt. Files are
+/// those of [`write_files`].
 const CASES: [(&str, &str, &[&str]); 7] = [
     ("mask", "flux1-dev", &["-i", "photo.png", "--mask", "mask.png", "--mask-blur", "4"]),
     ("margins", "flux1-dev", &["-i", "photo.png", "--outpaint", "40,0,40,0"]),
@@ -84,6 +85,7 @@ fn write_network(
     let (grid, storage) = (Grid::F32, Storage::BF16);
     let spec = SynthSpec { seed: 5, tensors, grid, storage, dialect, configs };
     match dialect {
+        // Hollow files exist in this dialect only.
         Dialect::Comfy => synth::write_hollow(&spec, path).unwrap(),
         _ => drop(synth::write(&spec, path).unwrap()),
     }
@@ -118,26 +120,22 @@ fn write_files(folder: &Path) {
 
 /// The arguments of a case, with the paths of its files in `folder`.
 fn arguments(folder: &Path, model: &str, more: &[&str]) -> Vec<String> {
-    let place = |argument: &&str| match argument.contains(".png") || argument.ends_with("tensors") {
-        // Of a ControlNet and its image, both are paths.
-        true => argument
-            .split(':')
-            .map(|part| match part.contains('.') && part.parse::<f32>().is_err() {
-                true => folder.join(part).display().to_string(),
-                false => part.to_string(),
-            })
-            .collect::<Vec<_>>()
-            .join(":"),
-        false => argument.to_string(),
+    let path = |name: &str| folder.join(name).display().to_string();
+    // An argument may join files and a strength: `net.safetensors:photo.png:0.7`.
+    let part = |part: &str| match part.ends_with(".png") || part.ends_with(".safetensors") {
+        true => path(part),
+        false => part.to_string(),
     };
-    let path = folder.join(format!("{model}.safetensors")).display().to_string();
+    let more = more.iter().map(|a| a.split(':').map(part).collect::<Vec<_>>().join(":"));
+    let model = path(&format!("{model}.safetensors"));
     let base =
-        ["a lighthouse", "--steps", "2", "--seed", "1", "--no-cache", "-q", "--model", &path];
-    base.iter().chain(more).map(place).collect()
+        ["a lighthouse", "--steps", "2", "--seed", "1", "--no-cache", "-q", "--model", &model];
+    base.map(String::from).into_iter().chain(more).collect()
 }
 
-/// On a GPU: the bytes that are allocated are those of the plan, in all of 4 GB and in the least
-/// memory.
+/// On a GPU: a run allocates the bytes of its plan, which keeps the bound: with 4 GB, where all
+/// weights are resident, and with the least memory, where they are streamed or images are processed
+/// in bands.
 #[test]
 fn plans_of_requests_with_images_predict_device_memory() {
     let folder = temp_dir();
@@ -171,7 +169,7 @@ fn plans_of_requests_with_images_predict_device_memory() {
     }
 }
 
-/// On the CPU: the process stays below the least memory that refusals of a plan name.
+/// On the CPU: with the least memory that the refusals of a plan name, the process keeps to it.
 #[cfg(target_os = "linux")]
 #[test]
 fn requests_with_images_stay_within_the_least_memory() {
@@ -190,7 +188,7 @@ fn requests_with_images_stay_within_the_least_memory() {
             let more = more.iter().map(|s| s.to_string());
             run(&more.chain(request.iter().cloned()).collect::<Vec<_>>())
         };
-        // Images are decoded before the model is planned: the first refusal may speak of them only.
+        // Images are decoded before the model is planned: the first refusal may be about them only.
         let mut least = 1;
         for refusals in 0.. {
             let ram = format!("{least}M");

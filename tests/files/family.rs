@@ -129,7 +129,7 @@ static READER_SPEC: ComponentSpec = ComponentSpec {
     dialects: &[Dialect {
         name: "Lumen Labs",
         markers: &["row.0.up.weight"],
-        requires: &["words."],
+        requires: &[&["words."]],
         naming: Naming::Canonical,
         gguf: false,
     }],
@@ -354,7 +354,7 @@ static MORE_SPEC: ComponentSpec = ComponentSpec {
     dialects: &[Dialect {
         name: "More Labs",
         markers: &["double_blocks.0.img_attn.qkv.weight", "single_blocks.0.linear1.weight"],
-        requires: &["double_blocks.0.more.", "double_blocks.1.more."],
+        requires: &[&["double_blocks.0.more."], &["double_blocks.1.more."]],
         naming: Naming::Canonical,
         gguf: false,
     }],

@@ -12,7 +12,8 @@ use super::entries::ModelPlaces;
 pub struct Listing {
     /// What a user types for it: its name, or its path if the name is not unique.
     pub name: String,
-    /// Whether [`ModelPlaces::named`] finds something by that name.
+    /// Whether [`ModelPlaces::named`] finds something by `name`: it does not if `name` is a path
+    /// outside the places, and such a file cannot be named by clients of a server.
     #[serde(skip)]
     pub is_named: bool,
     /// How it can be used.
@@ -36,9 +37,9 @@ impl ModelPlaces {
         let list = entries.iter().map(|entry| {
             let (kind, what) = describe(&entry.path, self.families);
             let name = self.shortest_name(entry, kind.role(), &entries);
-            let known = self.named_among(&name, kind.role(), &|| entries.as_slice().into());
+            let found = self.named_among(&name, kind.role(), &|| entries.as_slice().into());
             Listing {
-                is_named: known.is_ok(),
+                is_named: found.is_ok(),
                 name,
                 kind,
                 what,

@@ -6,8 +6,8 @@ mod config;
 pub use config::ClipConfig;
 
 use crate::dtype::DType;
-use crate::model::config::TensorSpec;
-use crate::model::tower::{push_affine, push_layers};
+use crate::model::config::{TensorSpec, push_affine};
+use crate::model::tower::push_layers;
 use crate::op::{Attention, Embed, Epilogue, LayerNorm, Linear, Program, Recorder};
 
 /// Encodes `batch` prompts of `positions` tokens each.

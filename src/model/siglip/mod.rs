@@ -7,8 +7,8 @@ mod config;
 pub use config::SiglipConfig;
 
 use crate::dtype::DType;
-use crate::model::config::TensorSpec;
-use crate::model::tower::{push_affine, push_layers};
+use crate::model::config::{TensorSpec, push_affine};
+use crate::model::tower::push_layers;
 use crate::op::{Attention, Embed, Epilogue, LayerNorm, Linear, Program, Recorder};
 use crate::tensor::{Tensor, View};
 

@@ -17,7 +17,7 @@ pub use config::VaeConfig;
 pub use network::{Conv, Kernel, Network, Norm, Plane, PlaneId, Stage, Work};
 
 use crate::dtype::DType;
-use crate::model::config::TensorSpec;
+use crate::model::config::{TensorSpec, push_affine};
 use crate::op::Program;
 
 /// The tensors with the mean and the variance of each column of packed tokens; see
@@ -45,17 +45,13 @@ pub fn encode(c: &VaeConfig, height: usize, width: usize, act: DType) -> Program
 /// not use those of [`BATCH_NORM`].
 pub fn tensors(c: &VaeConfig) -> Vec<TensorSpec> {
     let mut out = Vec::new();
-    let pair = |out: &mut Vec<TensorSpec>, name: String, shape: Vec<usize>| {
-        out.push((format!("{name}.bias"), vec![shape[0]]));
-        out.push((format!("{name}.weight"), shape));
-    };
     let block = |out: &mut Vec<TensorSpec>, name: String, from: usize, to: usize| {
-        pair(out, format!("{name}.norm1"), vec![from]);
-        pair(out, format!("{name}.conv1"), vec![to, from, 3, 3]);
-        pair(out, format!("{name}.norm2"), vec![to]);
-        pair(out, format!("{name}.conv2"), vec![to, to, 3, 3]);
+        push_affine(out, format!("{name}.norm1"), vec![from]);
+        push_affine(out, format!("{name}.conv1"), vec![to, from, 3, 3]);
+        push_affine(out, format!("{name}.norm2"), vec![to]);
+        push_affine(out, format!("{name}.conv2"), vec![to, to, 3, 3]);
         if from != to {
-            pair(out, format!("{name}.nin_shortcut"), vec![to, from, 1, 1]);
+            push_affine(out, format!("{name}.nin_shortcut"), vec![to, from, 1, 1]);
         }
     };
     for half in ["encoder", "decoder"] {
@@ -74,15 +70,15 @@ pub fn tensors(c: &VaeConfig) -> Vec<TensorSpec> {
                 "encoder" => ("encoder.quant_conv", 2 * c.latent),
                 _ => ("decoder.post_quant_conv", c.latent),
             };
-            pair(&mut out, name.into(), vec![n, n, 1, 1]);
+            push_affine(&mut out, name, vec![n, n, 1, 1]);
         }
-        pair(&mut out, format!("{half}.conv_in"), vec![first, input, 3, 3]);
+        push_affine(&mut out, format!("{half}.conv_in"), vec![first, input, 3, 3]);
         for i in [1, 2] {
             block(&mut out, format!("{half}.mid.block_{i}"), top, top);
         }
-        pair(&mut out, format!("{half}.mid.attn_1.norm"), vec![top]);
+        push_affine(&mut out, format!("{half}.mid.attn_1.norm"), vec![top]);
         for name in ["q", "k", "v", "proj_out"] {
-            pair(&mut out, format!("{half}.mid.attn_1.{name}"), vec![top, top, 1, 1]);
+            push_affine(&mut out, format!("{half}.mid.attn_1.{name}"), vec![top, top, 1, 1]);
         }
         let mut from = first;
         let order: Vec<usize> =
@@ -96,14 +92,22 @@ pub fn tensors(c: &VaeConfig) -> Vec<TensorSpec> {
                 from = to;
             }
             if half == "encoder" && level + 1 < levels {
-                pair(&mut out, format!("{half}.down.{level}.downsample.conv"), vec![to, to, 3, 3]);
+                push_affine(
+                    &mut out,
+                    format!("{half}.down.{level}.downsample.conv"),
+                    vec![to, to, 3, 3],
+                );
             }
             if half == "decoder" && level > 0 {
-                pair(&mut out, format!("{half}.up.{level}.upsample.conv"), vec![to, to, 3, 3]);
+                push_affine(
+                    &mut out,
+                    format!("{half}.up.{level}.upsample.conv"),
+                    vec![to, to, 3, 3],
+                );
             }
         }
-        pair(&mut out, format!("{half}.norm_out"), vec![last]);
-        pair(&mut out, format!("{half}.conv_out"), vec![output, last, 3, 3]);
+        push_affine(&mut out, format!("{half}.norm_out"), vec![last]);
+        push_affine(&mut out, format!("{half}.conv_out"), vec![output, last, 3, 3]);
     }
     if c.batch_norm.is_some() {
         out.extend(BATCH_NORM.map(|name| (name.to_string(), vec![4 * c.latent])));

@@ -294,6 +294,29 @@ impl ImageFile {
         let mask = transparent(&image);
         Ok((on_white(image), mask))
     }
+
+    /// The image for a ControlNet. Its transparent pixels are the part that is repainted, for a
+    /// ControlNet that reads it.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the file is damaged, or the image has
+    /// more than 64 million pixels.
+    pub fn decode_control(&self) -> Result<ControlImage> {
+        if !self.has_alpha {
+            return self.decode().map(ControlImage::from);
+        }
+        let (image, mask) = self.decode_with_mask()?;
+        Ok(ControlImage { image, mask })
+    }
+
+    /// Upper bound of the memory that [`decode_control`](ImageFile::decode_control) needs besides
+    /// the file itself, in bytes.
+    pub fn control_bytes(&self) -> u64 {
+        match self.has_alpha {
+            true => self.mask_bytes(),
+            false => self.whole_bytes(),
+        }
+    }
 }
 
 /// All bytes of a stream that is an image file, at most 512 MiB; `name` is its place in
@@ -319,16 +342,10 @@ pub fn load_init_image(path: &Path) -> Result<Image> {
     ImageFile::open(path)?.decode().map_err(|e| e.at_path(path))
 }
 
-/// Reads the image at `path` that a ControlNet sees. Its transparent pixels are the part that is
-/// repainted, for a ControlNet that reads it.
+/// Reads the image at `path` for a ControlNet: [`ImageFile::open`] and
+/// [`ImageFile::decode_control`].
 pub fn load_control_image(path: &Path) -> Result<ControlImage> {
-    let file = ImageFile::open(path)?;
-    let at = |e: Error| e.at_path(path);
-    if !file.has_alpha() {
-        return Ok(ControlImage::from(file.decode().map_err(at)?));
-    }
-    let (image, mask) = file.decode_with_mask().map_err(at)?;
-    Ok(ControlImage { image, mask })
+    ImageFile::open(path)?.decode_control().map_err(|e| e.at_path(path))
 }
 
 /// Like [`load_init_image`], for bytes in memory. The size is checked before pixels are decoded.

@@ -1,4 +1,4 @@
-//! What phases do alike when they run.
+//! What the phases have in common when they run.
 
 use std::ops::ControlFlow;
 
@@ -13,22 +13,31 @@ pub fn peak_bytes(programs: &[PlannedProgram]) -> u64 {
     programs.iter().map(|p| p.plan.peak_bytes()).max().unwrap_or(0)
 }
 
-/// Begins the phase of `programs`, each of which runs once, and counts their operations.
+/// Begins the phase of `programs`, each of which runs once: its steps are their operations. There
+/// must be a program.
+///
+/// # Errors
+/// If the listener cancels.
 pub fn start_operations<'a>(programs: &[PlannedProgram], on: Listener<'a>) -> Result<Progress<'a>> {
     let steps = programs.iter().map(|p| p.program.steps.len()).sum();
     Progress::start(programs[0].phase, steps, peak_bytes(programs), on)
 }
 
-/// Begins the phase of `programs`, and counts their runs.
+/// Begins the phase of `programs`: its steps are their runs. There must be a program.
+///
+/// # Errors
+/// If the listener cancels.
 pub fn start_runs<'a>(programs: &[PlannedProgram], on: Listener<'a>) -> Result<Progress<'a>> {
     let runs = programs.iter().map(|p| p.plan.runs).sum();
     Progress::start(programs[0].phase, runs, peak_bytes(programs), on)
 }
 
-/// Runs `planned` in a session that has its inputs, and ends the session. `on_step` is called after
-/// every operation.
+/// Runs `planned` once in `session`, to which its inputs were written, and ends the session.
+/// `on_step` is called after every operation. Returns the output `name`.
 ///
-/// Returns the output `name`, of which all numbers are finite.
+/// # Errors
+/// If a number of the output is not finite, if the device or the file of the weights fails, and if
+/// `on_step` breaks.
 pub fn run_once(
     mut session: Session<'_>,
     planned: &PlannedProgram,
@@ -42,8 +51,10 @@ pub fn run_once(
     Ok(values)
 }
 
-/// Passes `values` only if all are finite; else runs the program again to name the first step that
-/// wrote another number.
+/// Checks that all `values` are finite.
+///
+/// # Errors
+/// If one is not: the program runs again, so that the error names the first step that wrote one.
 pub fn check_finite(values: &[f32], session: &mut Session, planned: &PlannedProgram) -> Result<()> {
     if values.iter().all(|v| v.is_finite()) {
         return Ok(());
@@ -51,8 +62,8 @@ pub fn check_finite(values: &[f32], session: &mut Session, planned: &PlannedProg
     Err(not_finite(session, planned)?)
 }
 
-/// The error for a run of `planned` that gave numbers which are not finite, with the first step
-/// that wrote one.
+/// The error for a run of `planned` whose output has a number that is not finite. It names the
+/// first step that wrote one.
 pub fn not_finite(session: &mut Session, planned: &PlannedProgram) -> Result<Error> {
     let program = &planned.program;
     let place = match session.first_not_finite()? {

@@ -22,8 +22,10 @@ use crate::server::state::{Server, blocking};
 const FIELD: &str = "alwayson_scripts";
 /// What can be done to the image of a unit before the ControlNet sees it.
 const MODULES: [&str; 2] = ["none", "canny"];
-/// The names of the second and third way to fit an image into another shape; the first is the one
-/// that is done here, which has number 1.
+/// The fields with the image of a unit.
+const IMAGES: [&str; 2] = ["image", "input_image"];
+/// The ways to fit an image into another shape (numbers 0 and 2) that are not done here. "Crop and
+/// Resize", number 1, is.
 const OTHER_FITS: [&str; 2] = ["Just Resize", "Resize and Fill"];
 
 /// The paths of the extension.
@@ -74,12 +76,12 @@ async fn control_types(State(server): State<Arc<Server>>) -> Json<Value> {
 /// back.
 ///
 /// # Errors
-/// 404 for a ControlNet that is not there, 422 for what units may ask for and this server does not
-/// do.
+/// 404 for a ControlNet that is not there, 422 for a field with a wrong value, or one that asks for
+/// a part of the extension that this server does not have.
 pub fn add_units(server: &Server, draft: &mut Draft, body: &mut Value) -> Result<(), Fault> {
     let scripts = match body.get_mut(FIELD) {
         None | Some(Value::Null) => return Ok(()),
-        // Gradio writes a script without arguments so.
+        // Gradio sends an empty list if no script has arguments.
         Some(Value::Array(list)) if list.is_empty() => return Ok(()),
         Some(Value::Object(scripts)) => scripts,
         Some(_) => {
@@ -96,11 +98,9 @@ pub fn add_units(server: &Server, draft: &mut Draft, body: &mut Value) -> Result
             _ => return Err(refused("args", "expected a list of units")),
         };
         for unit in units {
-            if !is_used(unit)? {
-                continue;
-            }
-            add_unit(server, draft, &Fields::of(unit)?)?;
-            for name in ["image", "input_image"] {
+            let Some(fields) = used(unit)? else { continue };
+            add_unit(server, draft, &fields)?;
+            for name in IMAGES {
                 if unit.get(name).is_some() {
                     unit[name] = Value::Null;
                 }
@@ -110,30 +110,29 @@ pub fn add_units(server: &Server, draft: &mut Draft, body: &mut Value) -> Result
     Ok(())
 }
 
-/// Whether a unit asks for a ControlNet. One that is switched off or has no model does not.
-fn is_used(unit: &Value) -> Result<bool, Fault> {
-    // Clients send empty units as null or false.
-    let is_empty = unit.is_null() || *unit == false;
-    if is_empty {
-        return Ok(false);
-    }
-    if !unit.is_object() {
-        return Err(refused("a unit", "expected an object"));
-    }
-    let is_enabled = match &unit["enabled"] {
-        Value::Null => true,
-        Value::Bool(is_enabled) => *is_enabled,
-        Value::Number(number) => number.as_f64() != Some(0.0),
-        Value::String(text) if text.eq_ignore_ascii_case("true") => true,
-        Value::String(text) if text.eq_ignore_ascii_case("false") => false,
-        _ => return Err(refused("enabled", "expected true or false")),
+/// The fields of a unit that asks for a ControlNet. One that is switched off or has no model does
+/// not.
+fn used(unit: &Value) -> Result<Option<Fields<'_>>, Fault> {
+    let unit = match unit {
+        Value::Object(unit) => Fields(unit),
+        // Clients send empty units so.
+        Value::Null | Value::Bool(false) => return Ok(None),
+        _ => return Err(refused("a unit", "expected an object")),
     };
-    let model = match &unit["model"] {
-        Value::Null => "None",
-        Value::String(model) => model,
-        _ => return Err(refused("model", "expected a name")),
+    let is_enabled = match unit.get("enabled") {
+        None => true,
+        Some(Value::Bool(is_enabled)) => *is_enabled,
+        Some(Value::Number(number)) => number.as_f64() != Some(0.0),
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("true") => true,
+        Some(Value::String(text)) if text.eq_ignore_ascii_case("false") => false,
+        Some(_) => return Err(refused("enabled", "expected true or false")),
     };
-    Ok(is_enabled && !model.eq_ignore_ascii_case("none"))
+    let has_model = match unit.get("model") {
+        None => false,
+        Some(Value::String(model)) => !model.eq_ignore_ascii_case("none"),
+        Some(_) => return Err(refused("model", "expected a name")),
+    };
+    Ok((is_enabled && has_model).then_some(unit))
 }
 
 fn refused(name: &str, what: &str) -> Fault {
@@ -165,7 +164,7 @@ fn add_unit(server: &Server, draft: &mut Draft, unit: &Fields) -> Result<(), Fau
     let module = unit.text("module")?.unwrap_or("none").to_lowercase();
     if !MODULES.contains(&module.as_str()) {
         return Err(refused("module", "this server finds no poses, depths or the like in a photo")
-            .hint("none with an image that is prepared, or canny"));
+            .hint("use canny, or none with an image that is prepared"));
     }
     let mut choice = ControlNetChoice::new(
         without_hash(unit.text("model")?.unwrap_or_default()),
@@ -190,7 +189,7 @@ fn add_unit(server: &Server, draft: &mut Draft, unit: &Fields) -> Result<(), Fau
 
 /// The image of a unit, which may be inside an object together with its mask.
 fn image_of(unit: &Fields) -> Result<Option<Bytes>, Fault> {
-    for name in ["image", "input_image"] {
+    for name in IMAGES {
         let text = match unit.get(name) {
             None => continue,
             Some(Value::Object(both)) => {
@@ -208,7 +207,7 @@ fn image_of(unit: &Fields) -> Result<Option<Bytes>, Fault> {
 }
 
 /// An image is cropped around its centre to the shape of the result ("Crop and Resize"). The other
-/// ways do the same to an image that has this shape, and clients send them without a thought.
+/// ways do the same to an image that has this shape, and clients send them by default.
 fn check_fit(server: &Server, draft: &Draft, unit: &Fields, image: &[u8]) -> Result<(), Fault> {
     let is_other = match unit.get("resize_mode") {
         None => false,
@@ -231,7 +230,7 @@ fn check_fit(server: &Server, draft: &Draft, unit: &Fields, image: &[u8]) -> Res
     match surplus(w, width).max(surplus(h, height)) < 1.0 {
         true => Ok(()),
         false => Err(refused("resize_mode", "an image of another shape is cropped here")
-            .hint("Crop and Resize, or an image in the shape of the result")),
+            .hint("use Crop and Resize, or an image in the shape of the result")),
     }
 }
 

@@ -8,7 +8,7 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Extension, Json, Router};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::shared::{
     base, data_uri, format, images_to_edit, link, mask, optional_image, refuse_fields, sentence,
@@ -166,30 +166,30 @@ fn set_controlnets(server: &Server, draft: &mut Draft, fields: &Fields) -> Resul
             let missing = |field: &str| {
                 Fault::invalid(parameter, format!("{parameter}: {field}: it is missing"))
             };
-            let name = Fields(&net).text("path")?.ok_or_else(|| missing("path"))?.to_string();
+            let name = net.text("path")?.ok_or_else(|| missing("path"))?;
             let controls = match parameter {
                 "controlnets" => vec![net],
-                _ => objects(&Fields(&net), "controls")?,
+                _ => objects(&net, "controls")?,
             };
             if controls.is_empty() {
                 return Err(missing("controls"));
             }
             for control in &controls {
-                add_control(server, draft, parameter, &name, &Fields(control))?;
+                add_control(server, draft, parameter, name, control)?;
             }
         }
     }
     Ok(())
 }
 
-/// The objects in the list of a field.
-fn objects(fields: &Fields, name: &str) -> Result<Vec<Map<String, Value>>, Fault> {
+/// The objects in the list of a field, with references: images in them are large.
+fn objects<'a>(fields: &Fields<'a>, name: &str) -> Result<Vec<Fields<'a>>, Fault> {
     let refused = || Fault::invalid(name, format!("{name}: expected a list of objects"));
     let list = match fields.get(name) {
         None => return Ok(Vec::new()),
         Some(list) => list.as_array().ok_or_else(refused)?,
     };
-    list.iter().map(|item| item.as_object().cloned().ok_or_else(refused)).collect()
+    list.iter().map(|item| item.as_object().map(Fields).ok_or_else(refused)).collect()
 }
 
 /// Adds an image for the ControlNet called `name`.

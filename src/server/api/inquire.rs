@@ -70,7 +70,7 @@ async fn plan(
     if let Some(count) = styles {
         let count = count.as_u64().filter(|count| *count <= MAX_STYLES as u64);
         draft.style_count = count.ok_or_else(|| {
-            let expected = format!("{STYLE_COUNT}: expected at most {MAX_STYLES}");
+            let expected = format!("{STYLE_COUNT}: expected a number from 0 to {MAX_STYLES}");
             Fault::invalid(STYLE_COUNT, expected)
         })? as usize;
     }

@@ -13,7 +13,7 @@ use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use futures_util::stream;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::shared::{
     content_type, format, image, images, link, mask, optional_image, quality_of, set_mask_fields,
@@ -213,17 +213,18 @@ fn set_controlnets(fields: &Fields, draft: &mut Draft) -> Result<(), Fault> {
         Some(_) => return Err(refused("expected a list of objects")),
     };
     for net in list {
-        let mut net = net.as_object().cloned().ok_or_else(|| refused("expected objects"))?;
-        let image = net.remove("image").unwrap_or_default();
-        let image = match image.as_str() {
-            Some(text) => Some(parse_image(NAME, text)?),
-            None if image.is_null() => None,
-            None => return Err(refused("expected images in base64")),
+        let net = Fields(net.as_object().ok_or_else(|| refused("expected objects"))?);
+        let image = match net.get("image") {
+            None => None,
+            Some(Value::String(text)) => Some(parse_image(NAME, text)?),
+            Some(_) => return Err(refused("expected images in base64")),
         };
-        net.retain(|_, value| !value.is_null());
-        net.entry("strength").or_insert(json!(1.0));
+        let is_set = |(name, value): &(&String, &Value)| *name != "image" && !value.is_null();
+        let set = net.0.iter().filter(is_set);
+        let mut choice: Map<_, _> = set.map(|(n, v)| (n.clone(), v.clone())).collect();
+        choice.entry("strength").or_insert(json!(1.0));
         let choice: ControlNetChoice =
-            serde_json::from_value(net.into()).map_err(|e| refused(&e.to_string()))?;
+            serde_json::from_value(choice.into()).map_err(|e| refused(&e.to_string()))?;
         match image {
             Some(image) => draft.add_controlnet(choice, image),
             None => draft.request.controlnets.push(choice),

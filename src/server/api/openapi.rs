@@ -305,9 +305,9 @@ fn image_field(name: &str) -> Value {
 
 /// A list of ControlNets, each with an `image`.
 fn controlnets(image: Value) -> Value {
-    let part = |usual: u8| {
-        json!({"type": "number", "minimum": 0, "maximum": 1, "default": usual,
-               "description": "A part of the steps"})
+    let part = |default: u8, meaning: &str| {
+        json!({"type": "number", "minimum": 0, "maximum": 1, "default": default,
+               "description": meaning})
     };
     json!({
         "type": "array", "maxItems": MAX_CONTROLNETS,
@@ -319,8 +319,8 @@ fn controlnets(image: Value) -> Value {
                 "strength": {
                     "type": "number", "minimum": 0, "maximum": MAX_CONTROL_STRENGTH, "default": 1,
                 },
-                "start": part(0),
-                "end": part(1),
+                "start": part(0, "The part of the steps after which it begins to act"),
+                "end": part(1, "The part of the steps after which it acts no more"),
                 "mode": {
                     "type": "string", "examples": ControlMode::NAMES,
                     "description": "What the image is, where the ControlNet has modes",

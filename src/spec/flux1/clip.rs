@@ -54,7 +54,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
                 "encoder.layers.0.self_attn.q_proj.weight",
                 "encoder.layers.1.self_attn.q_proj.weight",
             ],
-            requires: &["embeddings.token_embedding."],
+            requires: &[&["embeddings.token_embedding."]],
             naming: Naming::Without("text_model."),
             gguf: false,
         },

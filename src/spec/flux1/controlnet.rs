@@ -42,7 +42,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
                 "single_blocks.0.linear1.weight",
                 "pos_embed_input.weight",
             ],
-            requires: &["pos_embed_input.", "controlnet_blocks.", "vector_in."],
+            requires: &[&["pos_embed_input."], &["controlnet_blocks."], &["vector_in."]],
             naming: Naming::Canonical,
             gguf: false,
         },
@@ -53,7 +53,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
                 "single_transformer_blocks.0.proj_mlp.weight",
                 "controlnet_x_embedder.weight",
             ],
-            requires: &["controlnet_x_embedder.", "context_embedder.", "time_text_embed."],
+            requires: &[&["controlnet_x_embedder."], &["context_embedder."], &["time_text_embed."]],
             naming: Naming::Renamed(diffusers_blocks![
                 Rename::one(affine!("pos_embed_input"), &[affine!("controlnet_x_embedder")]),
                 Rename::one(affine!("controlnet_blocks.{}"), &[affine!("controlnet_blocks.{}")],),

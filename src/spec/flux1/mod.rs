@@ -54,4 +54,4 @@ pub static FLUX1: Family = Family {
 
 /// Columns of the input of transformers that read an image besides the noise, where their output
 /// has 64, and what these models are called.
-pub static IMAGE_INPUTS: &[(usize, &str)] = &[(384, "Fill"), (128, "Canny or Depth")];
+pub const IMAGE_INPUTS: &[(usize, &str)] = &[(384, "Fill"), (128, "Canny or Depth")];

@@ -45,7 +45,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
             "vision_model.encoder.layers.1.self_attn.q_proj.weight",
         ],
         // The towers of CLIP have no bias here.
-        requires: &["vision_model.embeddings.patch_embedding.bias"],
+        requires: &[&["vision_model.embeddings.patch_embedding.bias"]],
         naming: Naming::Canonical,
         gguf: false,
     }],

@@ -1,7 +1,7 @@
 //! FLUX.1's transformer.
 
-use super::affine;
 use super::blocks::{ALIASES, BLOCKS, GAINS, INT8, MARKERS, block_tensors, diffusers_blocks};
+use super::{IMAGE_INPUTS, affine};
 use crate::spec::family::{ComponentSpec, Diffusers, Fact, FileNames, Role, Variant};
 use crate::spec::lora::{LoraLayers, LoraSpelling, Rows};
 use crate::spec::names::{Dialect, Naming, Rename, Split};
@@ -54,6 +54,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
         ("hidden width", Fact::Axis("img_in.weight", 0)),
         ("head width", Fact::Axis("double_blocks.0.img_attn.norm.query_norm.scale", 0)),
         ("input channels", Fact::Axis("img_in.weight", 1)),
+        ("kind", Fact::Named("img_in.weight", 1, IMAGE_INPUTS)),
         ("text width", Fact::Axis("txt_in.weight", 1)),
         ("pooled width", Fact::Axis("vector_in.in_layer.weight", 1)),
         ("guidance", Fact::Present("guidance_in.in_layer.weight")),

@@ -45,7 +45,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
                 "decoder.mid.block_2.conv1.weight",
                 "encoder.mid.block_1.conv1.weight",
             ],
-            requires: &["bn.running_"],
+            requires: &[&["bn.running_"]],
             naming: Naming::Canonical,
             gguf: false,
         },
@@ -56,7 +56,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
                 "decoder.mid_block.resnets.1.conv1.weight",
                 "encoder.mid_block.resnets.0.conv1.weight",
             ],
-            requires: &["bn.running_"],
+            requires: &[&["bn.running_"]],
             naming: Naming::Renamed(diffusers_names!(
                 Rename::one(affine!("encoder.quant_conv"), &[affine!("quant_conv")]),
                 Rename::one(affine!("decoder.post_quant_conv"), &[affine!("post_quant_conv")]),

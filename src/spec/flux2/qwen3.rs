@@ -55,7 +55,7 @@ pub static SPEC: ComponentSpec = ComponentSpec {
                 "layers.0.self_attn.k_norm.weight",
                 "layers.1.self_attn.q_norm.weight",
             ],
-            requires: &["embed_tokens."],
+            requires: &[&["embed_tokens."]],
             naming: Naming::Without("model."),
             gguf: false,
         },

@@ -74,10 +74,13 @@ pub static SPEC: ComponentSpec = ComponentSpec {
     ..ComponentSpec::EMPTY
 };
 
-/// What FLUX.1 does not have. Any of them is enough, so that a file without one of them is not
-/// taken for FLUX.1.
-const SHARED_MODULATION: &str =
-    "single_stream_modulation.|double_stream_modulation_img.|double_stream_modulation_txt.";
+/// Layers that FLUX.1 does not have. One of them is enough, so that a file that lacks another is
+/// not taken for FLUX.1.
+const SHARED_MODULATION: &[&str] = &[
+    "single_stream_modulation.",
+    "double_stream_modulation_img.",
+    "double_stream_modulation_txt.",
+];
 
 const TENSORS: &[&str] = &[
     "{img_in|txt_in}.weight",

@@ -77,9 +77,8 @@ pub fn recognise(names: &[&str], families: Families) -> Vec<Recognised> {
 fn candidate(component: Component, dialect: &'static Dialect, names: &[&str]) -> Option<Candidate> {
     let prefix = dialect.markers.iter().find_map(|m| shortest_prefix(names, m))?;
     let behind = || names.iter().filter_map(|n| n.strip_prefix(prefix));
-    let begins = |start: &str| behind().any(|n| n.starts_with(start));
-    let required = |any: &&str| any.split('|').any(begins);
-    if !dialect.requires.iter().all(required) {
+    let begins = |start: &&str| behind().any(|n| n.starts_with(*start));
+    if !dialect.requires.iter().all(|any| any.iter().any(begins)) {
         return None;
     }
     let present = dialect.markers.iter().map(|m| format!("{prefix}{m}"));

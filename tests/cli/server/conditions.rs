@@ -15,6 +15,29 @@ use super::masks::{Pictures, ok};
 use super::{Server, drawn_by_command};
 use crate::styles;
 
+/// A server whose model reads style images, and pictures for it.
+pub struct StyleServer {
+    pub server: Server,
+    pub pictures: Pictures,
+    pub folder: tempfile::TempDir,
+    model: String,
+}
+
+impl StyleServer {
+    pub fn start() -> StyleServer {
+        let folder = tempfile::tempdir().unwrap();
+        let model = styles::tiny(folder.path()).to_str().unwrap().to_string();
+        let server = Server::start(&folder.path().join("data"), &["--model", &model]);
+        StyleServer { server, pictures: Pictures::new(90, 60), folder, model }
+    }
+
+    /// The image of the command line with the same model.
+    pub fn drawn(&self, arguments: &[&str]) -> Vec<u8> {
+        let model = ["--model", self.model.as_str()];
+        drawn_by_command(self.folder.path(), &[arguments, &model].concat())
+    }
+}
+
 /// Writes a small FLUX.1 model with noise as weights whose transformer has `inputs` inputs.
 pub fn small_flux1(path: &Path, inputs: usize) {
     let flux = FluxConfig {
@@ -144,17 +167,12 @@ fn depths_are_not_made_from_photos() {
 
 #[test]
 pub fn style_images_are_sent_to_the_server() {
-    let pictures = Pictures::new(90, 60);
-    let folder = tempfile::tempdir().unwrap();
-    let model = styles::tiny(folder.path());
-    let model = model.to_str().unwrap();
-    let server = Server::start(&folder.path().join("data"), &["--model", model]);
+    let styled = StyleServer::start();
+    let StyleServer { server, pictures, folder, .. } = &styled;
     let photo = pictures.path("photo");
     let style = format!("{photo}:0.5");
     let common = ["a fox", "--steps", "2", "--seed", "7", "--style"];
-    let drawn = |style: &str| {
-        drawn_by_command(folder.path(), &[&common[..], &[style, "--model", model]].concat())
-    };
+    let drawn = |style: &str| styled.drawn(&[&common[..], &[style]].concat());
     let (whole, half) = (drawn(&photo), drawn(&style));
     assert!(whole != half);
     let image = pictures.base64("photo");

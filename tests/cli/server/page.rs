@@ -122,8 +122,8 @@ impl Tab {
 
     /// Replaces the text of a field.
     pub async fn fill(&self, css: &str, text: &str) {
-        // As a person does it: what the driver's own command erases, the page does not notice, and
-        // it would write its value again if it was drawn anew before the first key.
+        // With keys, as a person does it. The page does not notice what the driver's own command
+        // erases, and writes the value again if it renders before the first key.
         let all = format!("{}a{}", char::from(Key::Control), char::from(Key::Null));
         let field = self.find(css).await;
         let keys =
@@ -147,15 +147,14 @@ impl Tab {
         self.until(&format!("document.querySelectorAll('.thumb').length === {count}")).await;
     }
 
-    /// Draws the newest image again in another visit, in which nothing is given again, and returns
-    /// what comes of it. There is one image in the history before.
+    /// Reloads the page, draws the newest image again without giving its input again, and returns
+    /// the file. The history has one image before.
     pub async fn draw_again(&self, server: &Server) -> Vec<u8> {
         self.client.refresh().await.unwrap();
         self.thumbs(1).await;
         self.click("#again").await;
         self.thumbs(2).await;
-        let job = jobs(server).remove(0);
-        server.image(job["id"].as_str().unwrap())
+        newest(server)
     }
 
     /// Saves a picture of the page where tests are asked for pictures.
@@ -175,6 +174,11 @@ pub fn in_browser(test: impl AsyncFnOnce(Driver)) {
 
 pub fn jobs(server: &Server) -> Vec<Value> {
     server.get("/api/v2/jobs").json()["jobs"].as_array().unwrap().clone()
+}
+
+/// The image of the newest job.
+pub fn newest(server: &Server) -> Vec<u8> {
+    server.image(jobs(server)[0]["id"].as_str().unwrap())
 }
 
 #[test]

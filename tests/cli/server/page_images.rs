@@ -4,18 +4,13 @@ use fantoccini::actions::{InputSource, MOUSE_BUTTON_LEFT, MouseActions, PointerA
 use fantoccini::key::Key;
 use serde_json::json;
 
-use super::page::{Tab, in_browser, jobs};
+use super::page::{Tab, in_browser, jobs, newest};
 use super::{Server, conditions, drawn_by_command, masks, references};
 
 /// Chooses the image to start from.
 async fn start_from(tab: &Tab, path: &str) {
     tab.find("#file").await.send_keys(path).await.unwrap();
     tab.click("#start-from").await;
-}
-
-/// The image of the newest job.
-fn newest(server: &Server) -> Vec<u8> {
-    server.image(jobs(server)[0]["id"].as_str().unwrap())
 }
 
 #[test]

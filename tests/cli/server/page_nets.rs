@@ -2,11 +2,9 @@
 
 use fantoccini::key::Key;
 
+use super::conditions::StyleServer;
 use super::controlnets::Nets;
-use super::masks::Pictures;
 use super::page::{Tab, in_browser, jobs};
-use super::{Server, drawn_by_command};
-use crate::styles;
 
 /// Ten steps of a slider down.
 async fn lower(tab: &Tab, css: &str) {
@@ -97,17 +95,12 @@ fn controlnets_are_picked_sent_and_kept() {
 #[test]
 fn style_images_are_added_sent_and_kept() {
     in_browser(async |driver| {
-        let pictures = Pictures::new(90, 60);
-        let folder = tempfile::tempdir().unwrap();
-        let model = styles::tiny(folder.path());
-        let model = model.to_str().unwrap();
-        let server = Server::start(&folder.path().join("data"), &["--model", model]);
-        let photo = pictures.path("photo");
+        let styled = StyleServer::start();
+        let (server, photo) = (&styled.server, styled.pictures.path("photo"));
         let style = format!("{photo}:0.5");
         let options = ["a fox", "--steps", "2", "--seed", "7", "--size", "96x64", "--style"];
-        let drawn =
-            drawn_by_command(folder.path(), &[&options[..], &[&style, "--model", model]].concat());
-        let tab = Tab::open(&driver, &server, 1280, true).await;
+        let drawn = styled.drawn(&[&options[..], &[&style]].concat());
+        let tab = Tab::open(&driver, server, 1280, true).await;
         set_numbers(&tab, "96", "64").await;
         tab.find("#add-style").await;
         tab.find("#style-file").await.send_keys(&photo).await.unwrap();
@@ -119,9 +112,9 @@ fn style_images_are_added_sent_and_kept() {
         tab.photograph("page-style.png").await;
         tab.draw().await;
         tab.thumbs(1).await;
-        let job = jobs(&server).remove(0);
+        let job = jobs(server).remove(0);
         assert!(server.image(job["id"].as_str().unwrap()) == drawn, "{}", job["request"]);
-        assert!(tab.draw_again(&server).await == drawn, "again");
+        assert!(tab.draw_again(server).await == drawn, "again");
         tab.client.close().await.unwrap();
     });
 }

@@ -34,8 +34,8 @@ fn judge(w: &ComponentWeights) -> Result<Vec<String>> {
 }
 
 /// Removes each tensor of a network in turn: the error must be `Model` and have its name. Without
-/// the tensors of `signs` the network is not recognised; then the file is refused as what it is
-/// not.
+/// one of the tensors whose names end with `signs`, the network is not recognised: the error says
+/// that the file does not contain it.
 fn assert_each_is_missed(
     what: &str,
     component: Component,
@@ -56,11 +56,11 @@ fn assert_each_is_missed(
         std::fs::write(&path, whole.bytes(name)).unwrap();
         let e = judged(&path).err().unwrap_or_else(|| panic!("{what}: accepted without {name}"));
         assert_eq!(e.kind(), Kind::Model, "{what}, {name}: {e}");
-        let told = match signs.iter().any(|sign| name.ends_with(sign)) {
-            true => "holds no ",
+        let words = match signs.iter().any(|sign| name.ends_with(sign)) {
+            true => &format!("holds no {}", component.title),
             false => name,
         };
-        assert!(e.to_string().contains(told), "{what}, {name}: {e}");
+        assert!(e.to_string().contains(words), "{what}, {name}: {e}");
     }
 }
 

@@ -57,7 +57,7 @@ impl ControlConfig {
             (in_channels, in_channels),
             (depth_double, depth_single),
         )?;
-        // Only the tensor shows modes, or a configuration, without which it may be missing.
+        // Where the configuration has modes, a file without their tensor is incomplete.
         let has_modes = shapes.shape(MODES).is_some() || uint(config, "num_mode") > Some(0);
         let modes = if has_modes { Some(get(MODES)?.0) } else { None };
         agree(config, "num_layers", depth_double)?;
@@ -65,19 +65,20 @@ impl ControlConfig {
         if let Some(modes) = modes {
             agree(config, "num_mode", modes)?;
         }
-        let reads_pixels = numbered(shapes, "input_hint_block.", "") > 0;
-        let condition = match reads_pixels {
-            true => Condition::Pixels { channels: get(&format!("{}.weight", hint::layer(0)))?.0 },
-            false if condition_cols == in_channels => Condition::Latents,
+        // Any convolution shows that it reads pixels, so that the error names the first one if that
+        // is missing.
+        let condition = if numbered(shapes, "input_hint_block.", "") > 0 {
+            Condition::Pixels { channels: get(&format!("{}.weight", hint::layer(0)))?.0 }
+        } else if condition_cols == in_channels {
+            Condition::Latents
+        } else if condition_cols == in_channels + 4 {
             // One channel more for each of the four latent pixels of a token.
-            false if condition_cols == in_channels + 4 => Condition::MaskedLatents,
-            false => {
-                let found = format!("{condition_cols} columns for a control image");
-                return Err(geometry("the input of this ControlNet is not one that is known")
-                    .at(shapes.stored_name("pos_embed_input.weight"))
-                    .found(found)
-                    .expected(format!("{in_channels}, or {} with a mask", in_channels + 4)));
-            }
+            Condition::MaskedLatents
+        } else {
+            return Err(geometry("the input of this ControlNet is not one that is known")
+                .at(shapes.stored_name("pos_embed_input.weight"))
+                .found(format!("{condition_cols} columns for a control image"))
+                .expected(format!("{in_channels}, or {} with a mask", in_channels + 4)));
         };
         Ok(ControlConfig { flux, condition, condition_cols, modes })
     }

@@ -160,7 +160,7 @@ pub fn why_not(class: &str) -> Option<&'static str> {
              ControlNetApplyAdvanced",
         ),
         () if has("Preprocessor") => Some(
-            "images for ControlNets are sent as they are to be seen; only Canny finds edges here",
+            "send a prepared image for the ControlNet: of the preprocessors only Canny is here",
         ),
         () if has("IPAdapter") => Some("images for the style are read by StyleModelApply"),
         () if has("Upscale") => Some("images are not made larger by another model here"),

@@ -14,12 +14,12 @@ pub fn joined(folder: &str, name: &str) -> String {
     }
 }
 
-/// What the image uploaded as `name` is called among all that the caller has left.
+/// The key of the image uploaded as `name`, among all uploads of the caller.
 pub fn upload_key(name: &str) -> String {
     format!("input:{name}")
 }
 
-/// What the image that the caller has put under `id` is called there.
+/// The key of the image that the caller has put under `id`, there.
 pub fn cache_key(id: &str) -> String {
     format!("cache:{id}")
 }

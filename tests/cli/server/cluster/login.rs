@@ -1,5 +1,5 @@
-//! How processes log in to the broker: right and wrong passwords, tokens, keys, credentials and
-//! certificates.
+//! How processes log in to the broker: passwords, tokens, keys, credentials and TLS, each accepted
+//! and refused.
 
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -60,8 +60,7 @@ fn errors(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// Checks that `serve`, `worker` and `cluster status` exit with `code`, and that their messages
-/// contain each of `parts`.
+/// All three programs end with `code`, and their messages contain each of `parts`.
 fn refused(url: &str, options: &[&str], code: i32, parts: &[&str]) {
     let folder = tempfile::tempdir().unwrap();
     let all_options = [&["--broker", url], options].concat();
@@ -102,7 +101,7 @@ fn users_and_tokens_in_the_address() {
     let hint = ["refuses this user", "--broker"];
     refused(&with(&format!("flux:{SECRET}"), &url), &[], 6, &hint);
     refused(&url, &[], 6, &hint);
-    // Two logins: it is not clear which one is meant.
+    // A password and a file with a key: it is not clear which is meant.
     let both = ["--nats-nkey", "none"];
     refused(&with(&format!("flux:{SECRET}"), &url), &both, 2, &["--nats-nkey"]);
     drop(cluster);
@@ -124,7 +123,7 @@ fn tls_with_an_authority_of_its_own() {
     refused(&url, &[], 6, &["UnknownIssuer", "--nats-ca with"]);
     let other = certificate("other-ca");
     refused(&url, &["--nats-ca", &other], 6, &["UnknownIssuer", "check --nats-ca"]);
-    // A broker that needs TLS gets it, although the address has nats://.
+    // The broker requires TLS, even if the address does not ask for it.
     assert!(status(&broker.url("tls"), &["--nats-ca", &ca]).status.success());
     let key = certificate("server-key");
     refused(&url, &["--nats-ca", &key], 2, &[&key, "-----BEGIN CERTIFICATE-----"]);
@@ -149,7 +148,7 @@ fn tls_with_certificates_of_clients() {
     let of = |certificate, key| ["--nats-ca", ca, "--nats-cert", certificate, "--nats-key", key];
     Cluster::draws(&url, &of(client, client_key));
     refused(&url, &["--nats-ca", ca], 6, &["asks for a certificate", "--nats-cert"]);
-    // The certificate of a server is not accepted from a client.
+    // A certificate of a server is not one of a client.
     refused(&url, &of(server, server_key), 6, &["--nats-cert"]);
     refused(&url, &of(client, server_key), 6, &["--nats-key is the key"]);
     refused(&url, &of(client_key, client_key), 2, &["-----BEGIN CERTIFICATE-----"]);
@@ -191,7 +190,7 @@ fn write(path: &Path, key: &KeyPair) {
     std::fs::write(path, format!("{}\n", key.seed().unwrap())).unwrap();
 }
 
-/// A JWT of NATS about `subject`, signed by `issuer`.
+/// A token of NATS about `subject`, signed by `issuer`.
 fn token(issuer: &KeyPair, subject: &KeyPair, expires: Option<u64>, mut says: Value) -> String {
     says["version"] = json!(2);
     let mut claims = json!({

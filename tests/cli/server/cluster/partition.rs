@@ -28,7 +28,7 @@ fn a_front_that_is_cut_off_refuses_jobs_and_learns_later_what_became_of_the_othe
     let refused = far.post("/api/v2/jobs", &request);
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert_eq!(refused.json()["error"]["code"], "broker_unreachable");
-    // It answers with the last state that it has received.
+    // It reports the last state that it received.
     assert_eq!(far.job(&before)["status"], "running");
     let during = near.submit(request["request"].clone());
     near.image(&during);
@@ -45,7 +45,7 @@ fn a_front_that_is_cut_off_refuses_jobs_and_learns_later_what_became_of_the_othe
     });
     far.image(&after);
     near.image(&after);
-    // Both fronts have counted each end once, and the refused job does not exist.
+    // Both counted the end of each job once. The refused job does not exist.
     let jobs = near.get("/api/v2/jobs").json();
     let ended = jobs["jobs"].as_array().unwrap().len();
     for server in [&far, &near] {

@@ -39,7 +39,7 @@ fn with_three_copies_any_broker_may_be_killed() {
     let url = urls.join(",").replace("/copies,", ",");
     // They need a moment to agree on who leads.
     wait_for("the brokers", || status(&url, "1").status.success().then_some(()));
-    // The first process wanted one copy, this one wants more.
+    // The first process asked for one copy, this one asks for more.
     assert!(status(&url, "3").status.success());
     assert!(status(&url, "1").status.success());
     let streams = |broker: &Broker| {

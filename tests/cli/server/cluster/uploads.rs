@@ -23,7 +23,7 @@ fn every_front_finds_what_was_uploaded_at_another() {
     let (dog, cat) = (drawn("a dog"), drawn("a cat"));
     let name = |answer: super::super::Answer| answer.json()["name"].as_str().unwrap().to_string();
     assert_eq!(name(upload(&one, "dog.png", &cat, "")), "dog.png");
-    // After it was replaced at the other front, no front shows the old image.
+    // Replaced at the other front: no front may return the old one again.
     assert_eq!(name(upload(&two, "dog.png", &dog, OVERWRITE)), "dog.png");
     assert_eq!(name(upload(&one, "dog.png", &dog, "")), "dog.png");
     assert_eq!(name(upload(&two, "dog.png", &cat, "")), "dog (1).png");
@@ -59,7 +59,7 @@ fn every_front_finds_what_was_uploaded_at_another() {
     let arguments = ["a fox", "--steps", "4", "--seed", "7", "-i", path, "--strength", "0.5"];
     assert!(image == drawn_by_command(folder.path(), &arguments));
 
-    // Without a broker the image is not reported as missing.
+    // Images that are out of reach are not reported as missing.
     broker.stop();
     assert_eq!(upload(&one, "dog.png", &dog, "").status, 503);
     assert_eq!(one.get("/view?filename=dog.png&type=input").status, 503);

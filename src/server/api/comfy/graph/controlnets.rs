@@ -17,8 +17,7 @@ impl Reader<'_> {
         let text = self.text(node, "type")?;
         choice.mode = mode_of("type", &text).map_err(|_| {
             node.unsupported(
-                "ControlNets for FLUX.1 have no such mode: use canny, tile, depth or \
-                              openpose",
+                "ControlNets for FLUX.1 have no such mode: use canny, tile, depth or openpose",
             )
         })?;
         Ok(choice)
@@ -31,8 +30,8 @@ impl Reader<'_> {
         }
     }
 
-    /// A prompt with a ControlNet next to it: the positive one, or the negative one that the node
-    /// has, too.
+    /// A prompt on which a ControlNet acts. The nodes that have two outputs return the negative
+    /// prompt in the second.
     pub(super) fn controlled(&mut self, node: &Place, slot: usize) -> Result<Output, Fault> {
         let input = match (node.class, slot) {
             ("ControlNetApply", _) => "conditioning",
