@@ -50,6 +50,11 @@ pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
     {
         options.cluster = super::worker::cluster(&args.drawing.cluster, config.broker);
     }
+    // The server refuses it, and says which feature is missing.
+    #[cfg(not(feature = "nats"))]
+    {
+        options.cluster = config.broker.map(server::ClusterOptions::new);
+    }
     options.listen = args.listen;
     options.keys = keys;
     options.default_plan = config.default_plan;
@@ -63,8 +68,8 @@ pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
     server::serve(options).map_err(|e| listen_error(e, args.listen))
 }
 
-/// Prepares this process for `serve` and `worker` (signals, open files, the log), and returns the
-/// options that both have.
+/// Prepares this process for `serve` and `worker` (signals, open files, the log), and returns their
+/// common options.
 pub(super) fn start(args: &DrawingArgs, data: PathBuf, how: How) -> Result<ServerOptions> {
     let program = std::env::current_exe()
         .map_err(|e| Error::device(format!("the program's own file cannot be found: {e}")))?;

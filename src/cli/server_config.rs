@@ -30,8 +30,7 @@ pub struct ServerConfig {
     pub aliases: Vec<(String, String)>,
     /// Options of single models.
     pub models: HashMap<String, ModelOptions>,
-    /// The address of a cluster, for which `--broker` may be left out. It may hold a password.
-    #[cfg_attr(not(feature = "nats"), allow(dead_code, reason = "there are no clusters"))]
+    /// The address of a cluster, used without `--broker`. It may contain a password.
     pub broker: Option<String>,
 }
 

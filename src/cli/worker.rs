@@ -17,7 +17,7 @@ use crate::units::ByteSize;
 /// The most workers of one machine that find a folder by themselves.
 const MAX_FOLDERS: usize = 64;
 
-/// The cluster that the arguments name, or else the configuration file, if one of them does.
+/// The cluster of `--broker`, or else of `broker` in the configuration file (`configured`).
 pub fn cluster(args: &BrokerArgs, configured: Option<String>) -> Option<ClusterOptions> {
     let mut options = ClusterOptions::new(args.broker.clone().or(configured)?);
     options.credentials = args.nats_creds.clone();
@@ -34,6 +34,7 @@ fn needed(args: &BrokerArgs, configured: Option<String>) -> Result<ClusterOption
         Error::argument("the address of a broker is missing")
             .at("--broker")
             .expected("such as nats://broker:4222")
+            .try_("{broker}, or a line broker = \"...\" in the configuration file")
     })
 }
 

@@ -61,17 +61,18 @@ pub struct ClusterOptions {
     /// `USER:PASSWORD@` or `TOKEN@`, and after the last one `/NAME` if several clusters share the
     /// brokers.
     pub broker: String,
-    /// A file of NATS credentials: a token and the key that it belongs to.
+    /// A file of NATS credentials: a JWT and the seed of its key.
     pub credentials: Option<PathBuf>,
     /// A file with the seed of a NATS key.
     pub nkey: Option<PathBuf>,
-    /// Certificates that the brokers' are checked against, in place of those of the system.
+    /// A file of certificates (PEM) of the authorities that sign those of the brokers, in place of
+    /// those of the system.
     pub ca_certificates: Option<PathBuf>,
-    /// The certificate that this process shows, and the key that it belongs to.
+    /// Files (PEM) of the certificate of this process, if the brokers ask for one, and of its key.
     pub certificate: Option<(PathBuf, PathBuf)>,
-    /// How many brokers keep a copy of everything, at least.
+    /// The least number of brokers that keep a copy of everything.
     pub replicas: usize,
-    /// After how long without a sign of life a worker has lost its job.
+    /// The time without a sign of life after which a worker has lost its job.
     pub lost_after: Duration,
 }
 
@@ -100,11 +101,11 @@ impl ClusterOptions {
             }
         }
         let shown = parts.iter().map(|part| match part.split_once("://") {
-            Some((scheme, rest)) => {
+            Some((scheme, rest)) if !scheme.contains('@') => {
                 let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
                 format!("{}://{host}", scheme.trim())
             }
-            None => String::new(),
+            _ => String::new(),
         });
         shown.collect::<Vec<_>>().join(",")
     }
@@ -177,6 +178,7 @@ mod tests {
             ("nats://u:wo/word@a", "nats://a"),
             ("nats://u:wo,word@a,nats://b", "nats://a,nats://b"),
             ("u:word@a", ""),
+            ("u:word@nats://a", ""),
         ] {
             let options = ClusterOptions::new(broker.into());
             assert_eq!(options.shown_broker(), shown);

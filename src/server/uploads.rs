@@ -1,5 +1,5 @@
-//! Images that clients leave for later requests: on the only machine in its
-//! [`Store`], in a cluster where every front finds them.
+//! Images that clients leave for later requests: in the [`Store`] of a single machine, or in a
+//! cluster where every front finds them.
 
 use axum::body::Bytes;
 use serde_json::Value;
@@ -7,37 +7,37 @@ use serde_json::Value;
 use super::fault::Fault;
 use super::store::{Kind, Store};
 
-/// What became of an image that a client has sent.
+/// The result of storing an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Upload {
-    /// It is there under a new name.
+    /// It is stored under a new name.
     New,
-    /// It is there under a name that was known.
+    /// It is stored under a name that had an image before.
     Known,
-    /// It is not there: its name has another image.
+    /// It is not stored: its name has another image.
     Taken,
 }
 
-/// Where the images are. Each owner sees only its own. They are kept for the
-/// [`life`](Kind::life) of [`Kind::Image`].
+/// A place for images. Each owner sees only its own. They are kept for the [`life`](Kind::life) of
+/// [`Kind::Image`].
 pub trait Uploads {
-    /// Stores an image durably. One of the same name and with other content is replaced only if
-    /// `overwrite` says so.
+    /// Stores an image durably. Another image of the same name is replaced only with `overwrite`.
     ///
     /// # Errors
-    /// 507 if the owner has too many already, 503, 500 if it cannot be written.
+    /// 507 if the owner has too many already, 503 if the broker cannot be reached, 500 if it cannot
+    /// be written.
     fn put(&self, owner: &str, name: &str, bytes: &[u8], overwrite: bool) -> Result<Upload, Fault>;
 
     /// The image of this name.
     ///
     /// # Errors
-    /// 503.
+    /// 503 if the broker cannot be reached.
     fn get(&self, owner: &str, name: &str) -> Result<Option<Bytes>, Fault>;
 
     /// The names of all images of `owner`, the newest first.
     ///
     /// # Errors
-    /// 503.
+    /// 503 if the broker cannot be reached.
     fn names(&self, owner: &str) -> Result<Vec<String>, Fault>;
 }
 

@@ -52,7 +52,7 @@ pub struct ServeArgs {
     pub drawing: DrawingArgs,
 }
 
-/// What `serve` and `worker` have in common: the process that draws, its model, and the log.
+/// The options that `serve` and `worker` share: the process that draws, its model, and the log.
 #[derive(Debug, Args)]
 pub struct DrawingArgs {
     /// How long a model stays in memory after its last job: a time such as 5m, 90s or 2h, 0, or
@@ -95,7 +95,8 @@ const CLUSTER_HEADING: &str = "Cluster";
 pub struct BrokerArgs {
     /// The NATS servers whose queue is used, such as `nats://broker:4222` or, with `/NAME` at the
     /// end, one of several clusters there; `serve` then draws nothing itself. Other users of this
-    /// machine can see a password in it: prefer --nats-creds
+    /// machine can see a password in it: prefer --nats-creds, or a line `broker = "..."` in the
+    /// configuration file [default: that line]
     #[arg(long, value_name = "URL")]
     pub broker: Option<String>,
     /// A file of NATS credentials (JWT and key)
@@ -104,7 +105,8 @@ pub struct BrokerArgs {
     /// A file with the seed of a NATS key
     #[arg(long, value_name = "FILE", conflicts_with = "nats_creds")]
     pub nats_nkey: Option<PathBuf>,
-    /// Certificates (PEM) that the brokers' are checked against, in place of those of the system
+    /// A file of certificates (PEM) of the authorities that sign those of the brokers, in place of
+    /// those of the system
     #[arg(long, value_name = "FILE")]
     pub nats_ca: Option<PathBuf>,
     /// The certificate (PEM) that the brokers ask for
@@ -113,7 +115,7 @@ pub struct BrokerArgs {
     /// The key (PEM) of that certificate
     #[arg(long, value_name = "FILE", requires = "nats_cert")]
     pub nats_key: Option<PathBuf>,
-    /// How many NATS servers keep a copy of everything at least, 1 to 5
+    /// The least number of NATS servers that keep a copy of everything, 1 to 5
     #[arg(
         long,
         value_name = "N",
@@ -188,7 +190,7 @@ pub enum LogFormat {
 
 const SERVE_HELP: &str = "\
 Keys with plans (limits on requests, images, megapixels and active jobs), aliases and options of
-single models stand in the configuration file (--config): see docs/server.md.
+single models are set in the configuration file (--config): see docs/server.md.
 
 Examples:
   flux-fast serve

@@ -214,7 +214,7 @@ pub trait Broker: Send + Sync {
         Err(super::wait::expired())
     }
 
-    /// Where images are that clients left for later requests, if other processes must find them.
+    /// The images that clients left for later requests, if the broker stores them for all fronts.
     fn uploads(&self) -> Option<&dyn Uploads> {
         None
     }

@@ -1,5 +1,5 @@
-//! Much at a time, and kills at random moments. These take minutes, so they run only when they are
-//! asked for: `cargo test --test cli -- --ignored --nocapture --test-threads 1 load`.
+//! Many requests at a time, and kills at random moments. Tests with `#[ignore]` take minutes. They
+//! run only with `cargo test --test cli -- --ignored --nocapture --test-threads 1 load`.
 //! `FLUX_FAST_TEST_ROUNDS` is the number of kills of each kind (SIGKILL and SIGTERM of the server
 //! and of its worker; 50).
 #![cfg(unix)]
@@ -35,7 +35,7 @@ impl Random {
 
 /// `cargo test --test cli -- --ignored --nocapture load_a_thousand`
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "a thousand connections at a time take minutes: see CONTRIBUTING.md"]
 fn load_a_thousand_connections_at_a_time_all_get_their_image() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &["--max-queue", "2000", "-q"]);
@@ -75,7 +75,7 @@ fn load_a_thousand_connections_at_a_time_all_get_their_image() {
 
 /// `cargo test --test cli -- --ignored --nocapture load_kills`
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "many kills of the server and of its worker take minutes: see CONTRIBUTING.md"]
 fn load_kills_at_random_moments_lose_no_accepted_job() {
     let rounds = std::env::var("FLUX_FAST_TEST_ROUNDS").ok().and_then(|n| n.parse().ok());
     kill_at_random_moments(rounds.unwrap_or(50));
@@ -201,7 +201,7 @@ fn kill_at_random_moments(rounds: u64) {
 
 /// `cargo test --test cli -- --ignored --nocapture load_memory`
 #[test]
-#[ignore = "takes minutes"]
+#[ignore = "1,300 images take minutes: see CONTRIBUTING.md"]
 fn load_memory_does_not_grow_with_the_number_of_jobs() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(folder.path(), &["-q"]);

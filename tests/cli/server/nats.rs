@@ -43,12 +43,13 @@ impl Broker {
         Self::with("")
     }
 
-    /// One whose configuration has these lines, too.
+    /// A server at a free port, with `lines` at the end of its configuration.
     pub fn with(lines: &str) -> Option<Broker> {
-        Self::at(free_port(), lines)
+        let [port] = free_ports();
+        Self::at(port, lines)
     }
 
-    /// One at this port.
+    /// The same at `port`.
     pub fn at(port: u16, lines: &str) -> Option<Broker> {
         let file = executable()?;
         let folder = tempfile::tempdir().unwrap();
@@ -83,7 +84,7 @@ impl Broker {
         format!("nats://127.0.0.1:{}/{name}", self.port)
     }
 
-    /// What the server answers to a request without a body. It speaks lines of text.
+    /// The answer to a request without a body, as JSON. The protocol of NATS is lines of text.
     pub fn ask(&self, subject: &str) -> Value {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -115,9 +116,11 @@ impl Broker {
     }
 }
 
-/// A port that no process uses.
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// Different ports that are not in use.
+pub fn free_ports<const N: usize>() -> [u16; N] {
+    // All are open at the same time: a port that is closed may be given out again.
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().port())
 }
 
 /// Writes the configuration of a server at `port` with its files in `folder`.

@@ -27,7 +27,8 @@ certificate() {
     openssl req -new -key "$1-key.pem" -subj "/CN=flux-fast tests: $1" -out "$work/request"
     local signer=(-cert "$2.pem" -keyfile "$2-key.pem")
     [ "$1" != "$2" ] || signer=(-selfsign -keyfile "$2-key.pem")
-    openssl ca -batch -notext -config "$work/config" "${signer[@]}" -in "$work/request" -out "$1.pem" \
+    openssl ca -batch -notext -config "$work/config" "${signer[@]}" \
+        -in "$work/request" -out "$1.pem" \
         -startdate 20200101000000Z -enddate 20991231235959Z \
         -extfile <(printf '%s\n' "${@:3}")
 }

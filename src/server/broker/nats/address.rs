@@ -1,9 +1,8 @@
-//! The address of a cluster: its brokers, what they are to be told about who connects, and the name
-//! of the cluster.
+//! The address of a cluster: its brokers, the login for them, and the name of the cluster.
 
 use crate::error::{Error, Result};
 
-/// Who connects, as far as the address says it.
+/// The login in an address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Secret {
     /// A user and a password.
@@ -12,7 +11,7 @@ pub enum Secret {
     Token(String),
 }
 
-/// Where the brokers are, and the name of the cluster.
+/// What the address of a cluster contains.
 pub struct Address {
     /// Addresses without users and passwords.
     pub servers: Vec<String>,
@@ -26,20 +25,23 @@ impl Address {
     /// Reads addresses such as `nats://a:4222,tls://USER:PASSWORD@b:4222/NAME`.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument). They repeat no user and no password.
+    /// [`Kind::Argument`](crate::error::Kind::Argument). They never repeat a user, a password or a
+    /// token.
     pub fn parse(text: &str) -> Result<Address> {
         let refused = |found: &str| {
             Error::argument("not the address of a broker").found(found).expected(
                 "nats://HOST:PORT or tls://HOST:PORT, several of them with commas, and /NAME at \
-                 the end if several clusters share the brokers",
+                 the end if several clusters share the brokers; in a login, %2C for a comma",
             )
         };
         let mut address = Address { servers: Vec::new(), secret: None, name: None };
         for part in text.split(',').map(str::trim) {
-            // A password may be in the address: it is not repeated.
-            let (scheme, rest) = part.split_once("://").unwrap_or(("no scheme", ""));
+            let (scheme, rest) = part.split_once("://").unwrap_or_default();
             if scheme != "nats" && scheme != "tls" {
-                return Err(refused(scheme));
+                // Anything but a word may be a password, which is not repeated.
+                let is_word = scheme.bytes().all(|b| b.is_ascii_alphanumeric());
+                let shown = Some(scheme).filter(|scheme| is_word && !scheme.is_empty());
+                return Err(refused(shown.unwrap_or("no scheme")));
             }
             let (login, rest) = match rest.rsplit_once('@') {
                 Some((login, rest)) => (Some(login), rest),
@@ -84,7 +86,7 @@ impl Secret {
     }
 }
 
-/// `text` with the characters that `%` and two digits mean. Any other `%` means itself.
+/// Decodes `%` with two hexadecimal digits. Any other `%` stays as it is.
 fn decoded(text: &str) -> String {
     let bytes = text.as_bytes();
     let (mut out, mut at) = (Vec::with_capacity(bytes.len()), 0);
@@ -140,9 +142,13 @@ mod tests {
         assert_eq!(read("tls://u%40x:p%2C%2f%zz%@a/n"), password("u@x", "p,/%zz%"));
         assert_eq!(read("tls://u:p@ss/wörd%C3%B6@a/n"), password("u", "p@ss/wördö"));
         assert_eq!(read("nats://t0ken@a"), Some(Secret::Token("t0ken".into())));
-        for bad in
-            ["secret:word@a", "nats://secret:w,ord@a", "nats://u:secret/word@a/X", "x://word@a"]
-        {
+        for bad in [
+            "secret:word@a",
+            "secret:word@nats://a",
+            "nats://secret:w,ord@a",
+            "nats://u:secret/word@a/X",
+            "x://word@a",
+        ] {
             let error = Address::parse(bad).err().unwrap().to_string();
             assert!(!error.contains("word") && !error.contains("ord@"), "{error}");
         }

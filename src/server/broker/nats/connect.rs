@@ -26,7 +26,7 @@ impl Link {
     /// Connects as `name`, and makes the buckets that do not exist.
     ///
     /// # Errors
-    /// [`Kind::Argument`](crate::error::Kind::Argument) for an address that is none and files that
+    /// [`Kind::Argument`](crate::error::Kind::Argument) for an invalid address and files that
     /// cannot be used, [`Kind::Device`](crate::error::Kind::Device) if no broker answers or it is
     /// of no use.
     pub async fn connect(options: &ClusterOptions, name: &str) -> Result<Arc<Link>> {
@@ -78,16 +78,14 @@ fn setup_error(name: &str, error: &dyn std::error::Error) -> Error {
 }
 
 fn creation_error(name: &str, replicas: usize, error: &dyn std::error::Error) -> Error {
-    // 10074: a broker of its own; 10005: not enough brokers in their cluster.
-    match ["error code 10074", "error code 10005"]
-        .iter()
-        .any(|code| error.to_string().contains(code))
-    {
-        true => Error::device(format!("the brokers cannot keep {replicas} copies: {error}"))
-            .at(name)
-            .try_("a cluster of at least as many nats-servers, or a smaller {nats_replicas}"),
-        false => setup_error(name, error),
+    let text = error.to_string();
+    // 10074: a broker without a cluster; 10005: not enough brokers in their cluster.
+    if !text.contains("error code 10074") && !text.contains("error code 10005") {
+        return setup_error(name, error);
     }
+    Error::device(format!("the brokers cannot keep {replicas} copies: {text}"))
+        .at(name)
+        .try_("a cluster of at least as many nats-servers, or a smaller {nats_replicas}")
 }
 
 /// The result of making the bucket called `name`, which another process may make at the same time.
@@ -117,7 +115,7 @@ async fn key_values(
             description: format!("flux-fast: {what}"),
             history: 1,
             num_replicas: replicas,
-            // What was deleted leaves no trace after this time.
+            // The time for which a deleted key leaves a marker.
             limit_markers: Some(MARKERS_KEPT),
             ..kv::Config::default()
         };
@@ -132,7 +130,7 @@ async fn key_values(
             .expected(1));
     }
     if !config.allow_message_ttl {
-        return Err(Error::device("a bucket of the broker cannot forget single keys")
+        return Err(Error::device("the keys of a bucket of the broker cannot expire one by one")
             .at(&config.name)
             .found("allow_msg_ttl: false")
             .expected("allow_msg_ttl: true"));
@@ -161,9 +159,9 @@ async fn objects(
     context.get_object_store(&bucket).await.map_err(|e| setup_error(&bucket, &e))
 }
 
-/// The settings of a stream. Checks that it keeps what a cluster needs, since somebody may have
-/// made it by hand, and gives it at least `replicas` copies: a process that wants fewer may have
-/// been the first one.
+/// The settings of a stream. Checks that they are those that a cluster needs, since somebody may
+/// have made it by hand. Gives it `replicas` copies if it has fewer: the process that made it may
+/// have asked for fewer.
 async fn checked(
     context: &jetstream::Context,
     name: &str,
@@ -179,13 +177,13 @@ async fn checked(
             .expected("storage in files"));
     }
     if config.max_age != max_age {
-        return Err(Error::device("a bucket of the broker forgets at another time")
+        return Err(Error::device("a bucket of the broker keeps its values for another time")
             .at(name)
             .found(format!("max_age {} s", config.max_age.as_secs()))
             .expected(format!("max_age {} s", max_age.as_secs())));
     }
     if config.discard != DiscardPolicy::New {
-        return Err(Error::device("a bucket of the broker forgets when it is full")
+        return Err(Error::device("a bucket of the broker deletes old values when it is full")
             .at(name)
             .found("discard: old")
             .expected("discard: new"));

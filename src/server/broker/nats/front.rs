@@ -47,7 +47,7 @@ pub struct FrontBroker {
     secret: String,
     data: DataFolder,
     news: Mutex<Option<UnboundedReceiver<News>>>,
-    /// When images that clients had left were looked through last.
+    /// The instant of the last search for expired images that clients had left.
     pub(super) swept: Mutex<Option<Instant>>,
 }
 

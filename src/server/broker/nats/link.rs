@@ -53,6 +53,11 @@ impl Link {
         format!("{}.{name}", self.prefix)
     }
 
+    /// The longest value of a key, in bytes: it is one message, which also has headers.
+    pub fn max_value(&self) -> usize {
+        self.client.max_payload().saturating_sub(4096)
+    }
+
     /// Waits for `future`. Nothing else of the thread's tasks runs meanwhile elsewhere.
     pub fn wait<F: Future>(&self, future: F) -> F::Output {
         tokio::task::block_in_place(|| self.handle.block_on(future))
@@ -108,7 +113,7 @@ impl Link {
     pub async fn create(&self, record: &Record) -> Result<Option<u64>, Fault> {
         let bytes = serde_json::to_vec(record)
             .map_err(|e| Fault::internal(format!("the job cannot be written: {e}")))?;
-        if bytes.len() + 4096 > self.client.max_payload() {
+        if bytes.len() > self.max_value() {
             return Err(Fault::new(413, "too_large", "the request is too large for the broker")
                 .hint("send a shorter one"));
         }

@@ -1,4 +1,4 @@
-//! How a process shows the brokers who it is, and what they are checked against.
+//! How a process logs in to the brokers, and which certificates it accepts from them.
 //!
 //! Files are read again for every connection, so that certificates and credentials can be replaced
 //! while a process runs.
@@ -13,16 +13,19 @@ use tokio::sync::watch;
 
 use super::address::Secret;
 use crate::error::{Error, Result};
+use crate::host::read_regular_text;
 use crate::server::options::ClusterOptions;
 
 /// How long a request to a broker may take.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the brokers are asked whether they are there. Two answers may be missing.
+/// The time between pings of a broker. The connection is closed when three are not answered.
 const PING: Duration = Duration::from_secs(3);
+/// The largest file of a key or of certificates, in bytes.
+const MAX_FILE: u64 = 16 << 20;
 
-/// Who connects.
+/// How a process logs in.
 enum Login {
-    /// Nobody in particular.
+    /// Without a user.
     Open,
     /// The user and password, or the token, of the address.
     Secret(Secret),
@@ -40,15 +43,18 @@ impl Login {
             (None, None) => None,
         };
         match (file, secret) {
-            (Some(_), Some(_)) => Err(Error::argument("the brokers can be told only one user")
-                .found("a user or token in the address, and a file with a key")
+            (Some(_), Some(_)) => Err(Error::argument("there are two logins for the brokers")
+                .found("a user or token in their address, and a file with a key")
                 .try_("{broker} without a user, or neither {nats_creds} nor {nats_nkey}")),
             (Some(file), None) => Ok(file),
             (None, secret) => Ok(secret.map_or(Login::Open, Login::Secret)),
         }
     }
 
-    /// What the broker that has sent `nonce` is told.
+    /// The login as the client library sends it. Keys sign `nonce`, which is from the broker.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) for a file that cannot be used.
     fn answer(&self, nonce: &[u8]) -> Result<Auth> {
         let mut auth = Auth::new();
         match self {
@@ -72,7 +78,7 @@ impl Login {
             Login::Seed(path) => {
                 let text = text_of("the key", path)?;
                 let mut lines = text.lines().map(str::trim);
-                // Comments may stand before it.
+                // Comments may precede the seed.
                 let seed = lines.rfind(|line| line.starts_with("SU"));
                 let key = key_pair(seed.unwrap_or_default(), path)?;
                 auth.signature = Some(signed(&key, nonce, path)?);
@@ -83,12 +89,13 @@ impl Login {
     }
 }
 
+/// The text of the file at `path`; an error calls the file `what`.
 fn text_of(what: &str, path: &Path) -> Result<String> {
-    std::fs::read_to_string(path)
+    read_regular_text(path, MAX_FILE)
         .map_err(|e| Error::argument(format!("{what} cannot be read: {e}")).at_path(path))
 }
 
-/// The line of the block called `name`: its end has the name, too.
+/// The content of the block called `name`, which is one line.
 fn block<'a>(text: &'a str, name: &str) -> Option<&'a str> {
     let (_, rest) = text.split_once(&format!("BEGIN {name}-"))?;
     let mut lines = rest.lines().skip(1).map(str::trim);
@@ -113,10 +120,11 @@ fn signed(key: &KeyPair, nonce: &[u8], path: &Path) -> Result<Vec<u8>> {
         .map_err(|e| Error::argument(format!("the key cannot be used: {e}")).at_path(path))
 }
 
-/// How to connect as `name`. `connected` is the instant at which that happened last.
+/// How to connect as `name`. Every connection sets `connected` to its instant.
 ///
 /// # Errors
-/// [`Kind::Argument`](crate::error::Kind::Argument) for files that cannot be used.
+/// [`Kind::Argument`](crate::error::Kind::Argument) for two logins, and for files that cannot be
+/// used.
 pub fn login(
     options: &ClusterOptions,
     secret: Option<Secret>,
@@ -124,7 +132,7 @@ pub fn login(
     connected: watch::Sender<Instant>,
 ) -> Result<ConnectOptions> {
     let login = Login::of(options, secret)?;
-    // What is wrong with the files is said at once.
+    // Files that cannot be used are refused here: later they would only end connections.
     login.answer(b"")?;
     check_certificates(options)?;
     let login = Arc::new(login);
@@ -138,7 +146,7 @@ pub fn login(
     .request_timeout(Some(TIMEOUT))
     .ping_interval(PING)
     .max_reconnects(None)
-    // A front hears of every job and every step.
+    // A front receives a message for every job and every step.
     .subscription_capacity(256 << 10)
     .reconnect_delay_callback(|attempts| Duration::from_millis((50 * attempts as u64).min(1000)))
     .event_callback(move |event| {
@@ -159,7 +167,7 @@ pub fn login(
     Ok(connect)
 }
 
-/// Checks that the files of certificates have some: without them any broker would be refused.
+/// Checks that the files have the certificates and the key: without them every connection fails.
 fn check_certificates(options: &ClusterOptions) -> Result<()> {
     let has = |path: &Path, what: &str, mark: &str| {
         let text = text_of(what, path)?;
@@ -167,8 +175,9 @@ fn check_certificates(options: &ClusterOptions) -> Result<()> {
             let error = Error::argument(format!("{what} cannot be used")).at_path(path);
             error.found(found).expected(format!("PEM: -----BEGIN {mark}-----"))
         };
-        if text.contains("BEGIN ENCRYPTED ") {
-            return Err(unusable("a key with a password"));
+        // The two forms that OpenSSL writes.
+        if text.contains("BEGIN ENCRYPTED ") || text.contains("Proc-Type: 4,ENCRYPTED") {
+            return Err(unusable("a key with a password").try_("write the key without a password"));
         }
         match text.contains(&format!("{mark}-----")) {
             true => Ok(()),
@@ -185,7 +194,7 @@ fn check_certificates(options: &ClusterOptions) -> Result<()> {
     Ok(())
 }
 
-/// What is logged about times without a connection.
+/// Logs when the connection is lost and when it is back, and each reason once.
 #[derive(Default)]
 struct Outage {
     since: Option<Instant>,
@@ -212,7 +221,7 @@ impl Outage {
             }
             Event::ServerError(error) => tracing::warn!("the broker says: {error}"),
             Event::ClientError(error) => {
-                // The same for every attempt.
+                // Every attempt gives the same error.
                 let reason = error.to_string();
                 if self.reason.as_ref() != Some(&reason) {
                     tracing::warn!("the broker cannot be reached: {reason}");
@@ -224,7 +233,7 @@ impl Outage {
     }
 }
 
-/// Why no broker can be used, with what the reader can do about it.
+/// The error of the first connection, with what to change.
 pub fn refusal(error: &ConnectError, options: &ClusterOptions) -> Error {
     let text = error.to_string();
     let says = |part: &str| text.contains(part);
@@ -298,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn only_one_user_is_told_to_the_brokers() {
+    fn a_login_in_the_address_and_a_file_with_a_key_are_refused() {
         let mut options = ClusterOptions::new("nats://a".into());
         let secret = Secret::Token("word".into());
         assert!(Login::of(&options, Some(secret.clone())).is_ok());

@@ -313,21 +313,4 @@ mod tests {
         assert!(seen.cold < 0.4, "{seen:?}");
         assert!(seen.throughput > 0.8 * 0.6 * 16.0 / 10.0, "{seen:?}");
     }
-
-    /// Prints the numbers of `benches/cluster.rs` from a debug build:
-    /// `cargo test --lib load_table -- --ignored --nocapture`. `FLUX_FAST_TEST_CHANGE` is the time
-    /// of a change at the broker, in seconds (0.002).
-    #[test]
-    #[ignore = "takes a minute"]
-    fn load_table_of_simulated_workers() {
-        let change = std::env::var("FLUX_FAST_TEST_CHANGE").map_or(0.002, |s| s.parse().unwrap());
-        for workers in [1, 4, 16, 64, 250, 1000] {
-            for demand in [0.5, 0.9] {
-                let (job, load, jobs) = (11.8, 8.0, (40 * workers).clamp(1000, 20_000));
-                let simulation =
-                    Simulation { workers, models: 4, keys: 8, job, load, demand, jobs, change };
-                println!("{workers} {demand} {:?}", simulate(&simulation));
-            }
-        }
-    }
 }

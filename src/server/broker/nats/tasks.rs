@@ -164,8 +164,8 @@ fn note_worker(hub: &Hub, facts: WorkerFacts) -> bool {
     differs
 }
 
-/// Forgets workers that have not been heard for long: the leader has to know them for a
-/// while, to take their jobs back.
+/// Forgets workers that were silent for long. The leader has to know them for a while, to take
+/// their jobs back.
 fn forget_workers(hub: &Hub) -> bool {
     let mut workers = lock(&hub.workers);
     let before = workers.len();

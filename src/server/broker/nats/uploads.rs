@@ -21,20 +21,21 @@ use crate::server::uploads::{Upload, Uploads};
 
 /// What the keys of lists begin with.
 const LISTS: &str = "uploads.";
-/// The longest list of one owner, in bytes: it is one message.
+/// The longest list of one owner, in bytes.
 const MAX_LIST: usize = 512 << 10;
 /// How often a change is tried while other fronts change the same list.
 const ATTEMPTS: usize = 50;
-/// How often lists of owners who do not come back are looked for, and how long that may take.
+/// The time between searches for expired images: their owners may never send another one.
 const SWEEP: Duration = Duration::from_secs(600);
+/// How long such a search may take.
 const SWEEPING: Duration = Duration::from_secs(30);
 
 /// An image of an owner.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Entry {
-    /// What the client calls it.
+    /// The name that the client gave it.
     name: String,
-    /// What the bucket of images calls it.
+    /// Its name in the bucket of images.
     object: String,
     /// Its size, in bytes.
     size: u64,
@@ -51,15 +52,23 @@ fn key(owner: &str) -> String {
     format!("{LISTS}{}", hex(&hash(owner)))
 }
 
-/// Removes what has been kept long enough, and returns it.
+/// Removes the entries that have expired at `now` (seconds since 1970), and returns them.
 fn take_expired(list: &mut List, now: f64) -> List {
     let life = Kind::Image.life().as_secs_f64();
     list.extract_if(.., |entry| now - entry.at > life).collect()
 }
 
-/// Adds `new`. Returns what became of it, and the entries whose objects nobody needs any more;
-/// the list is unchanged for [`Upload::Taken`].
-fn add(list: &mut List, new: &Entry, overwrite: bool) -> Result<(Upload, List), Fault> {
+/// Adds `new`. Returns the result, and the entries that were removed, whose objects can be deleted.
+/// The list is unchanged for [`Upload::Taken`]. It may have `max_list` bytes as JSON.
+///
+/// # Errors
+/// 507 if the list, or the images in it, would be too large.
+fn add(
+    list: &mut List,
+    new: &Entry,
+    overwrite: bool,
+    max_list: usize,
+) -> Result<(Upload, List), Fault> {
     let known = list.iter().position(|entry| entry.name == new.name);
     if known.is_some_and(|at| !overwrite && list[at].hash != new.hash) {
         return Ok((Upload::Taken, Vec::new()));
@@ -69,27 +78,32 @@ fn add(list: &mut List, new: &Entry, overwrite: bool) -> Result<(Upload, List), 
     unused.extend(known.map(|at| list.remove(at)));
     list.push(new.clone());
     let length = serde_json::to_vec(list).map_or(usize::MAX, |bytes| bytes.len());
-    if length > MAX_LIST || list.iter().map(|entry| entry.size).sum::<u64>() > MAX_BYTES {
+    if length > max_list || list.iter().map(|entry| entry.size).sum::<u64>() > MAX_BYTES {
         return Err(storage_full());
     }
     Ok((if known.is_some() { Upload::Known } else { Upload::New }, unused))
 }
 
 impl Link {
-    async fn list(&self, owner: &str, now: f64) -> Result<(List, u64), Fault> {
-        let (mut list, revision) =
-            get::<List>(&self.shared, &key(owner)).await?.unwrap_or_default();
+    /// The images of `owner` that have not expired at `now`.
+    async fn list(&self, owner: &str, now: f64) -> Result<List, Fault> {
+        let known = get::<List>(&self.shared, &key(owner)).await?;
+        let mut list = known.map(|(list, _)| list).unwrap_or_default();
         take_expired(&mut list, now);
-        Ok((list, revision))
+        Ok(list)
     }
 
     async fn delete_objects(&self, entries: &[Entry]) {
         for entry in entries {
-            // What stays is deleted by its age.
+            // An object that stays is deleted after `max_age` of the bucket.
             self.images.delete(&entry.object).await.ok();
         }
     }
 
+    /// Stores `bytes` as the content of `new`, and adds `new` to the list of `owner`.
+    ///
+    /// # Errors
+    /// 507 if the owner has too many images already, 503.
     async fn upload(
         &self,
         owner: &str,
@@ -97,13 +111,14 @@ impl Link {
         bytes: &[u8],
         overwrite: bool,
     ) -> Result<Upload, Fault> {
+        let max_list = MAX_LIST.min(self.max_value());
         let mut is_stored = false;
         let busy = Fault::new(503, "busy", "too many uploads of this key at the same time");
         let mut refused = Err(busy.retry_after(1));
         for _ in 0..ATTEMPTS {
             let known = get::<List>(&self.shared, &key(owner)).await?;
             let (mut list, revision) = known.unwrap_or_default();
-            let (upload, unused) = match add(&mut list, &new, overwrite) {
+            let (upload, unused) = match add(&mut list, &new, overwrite, max_list) {
                 Ok((Upload::Taken, _)) => {
                     refused = Ok(Upload::Taken);
                     break;
@@ -114,11 +129,12 @@ impl Link {
                 }
                 Ok(added) => added,
             };
-            // The content first: a name never means an object that is not there yet.
+            // The content is stored first, so that the list has only objects that exist.
             if !is_stored {
                 self.put_bytes(&new.object, bytes).await?;
                 is_stored = true;
             }
+            // After an error the list may have been changed, so the new object stays.
             if set(&self.shared, &key(owner), &list, revision).await?.is_some() {
                 self.delete_objects(&unused).await;
                 return Ok(upload);
@@ -130,7 +146,10 @@ impl Link {
         refused
     }
 
-    /// Deletes the images of all owners that have been kept long enough at `now`.
+    /// Deletes the images of all owners that have expired at `now`.
+    ///
+    /// # Errors
+    /// 503.
     async fn sweep_uploads(&self, now: f64) -> Result<(), Fault> {
         let keys = self.shared.keys().await.map_err(|e| unreachable(&e))?;
         let keys: Vec<String> = keys.try_collect().await.map_err(|e| unreachable(&e))?;
@@ -139,7 +158,7 @@ impl Link {
                 continue;
             };
             let unused = take_expired(&mut list, now);
-            // Whoever has changed it meanwhile has removed them, too.
+            // If another front has changed the list meanwhile, that front deletes them.
             if !unused.is_empty() && set(&self.shared, key, &list, revision).await?.is_some() {
                 self.delete_objects(&unused).await;
             }
@@ -149,7 +168,7 @@ impl Link {
 }
 
 impl FrontBroker {
-    /// Deletes images that have been kept long enough, now and then.
+    /// Deletes the images that have expired, at most every [`SWEEP`].
     pub(super) fn sweep_uploads(&self) {
         let is_due = {
             let mut swept = lock(&self.swept);
@@ -162,7 +181,7 @@ impl FrontBroker {
         if is_due {
             let link = &self.hub.link;
             let sweep = link.sweep_uploads(self.clock().seconds());
-            // The next one does what is left.
+            // The next search continues with the lists that are left.
             link.wait(async { tokio::time::timeout(SWEEPING, sweep).await.ok() });
         }
     }
@@ -191,12 +210,13 @@ impl Uploads for FrontBroker {
             link.ready().await?;
             let mut object = None;
             loop {
-                let (mut list, _) = link.list(owner, self.clock().seconds()).await?;
+                let mut list = link.list(owner, self.clock().seconds()).await?;
                 let Some(at) = list.iter().position(|entry| entry.name == name) else {
                     return Ok(None);
                 };
                 let found = list.swap_remove(at).object;
-                // It may have been replaced a moment ago.
+                // If the object is missing, the image may just have been replaced: the list is
+                // read again.
                 if object.as_ref() == Some(&found) {
                     return Ok(None);
                 }
@@ -210,7 +230,7 @@ impl Uploads for FrontBroker {
 
     fn names(&self, owner: &str) -> Result<Vec<String>, Fault> {
         let link = &self.hub.link;
-        let (list, _) = link.wait(async {
+        let list = link.wait(async {
             link.ready().await?;
             link.list(owner, self.clock().seconds()).await
         })?;
@@ -232,7 +252,8 @@ mod tests {
         let mut list = List::new();
         let day = Kind::Image.life().as_secs_f64();
         let mut put = |name: &str, content: &str, at: f64, overwrite: bool| {
-            let (upload, unused) = add(&mut list, &entry(name, content, at), overwrite).unwrap();
+            let (upload, unused) =
+                add(&mut list, &entry(name, content, at), overwrite, MAX_LIST).unwrap();
             let unused: Vec<String> = unused.into_iter().map(|entry| entry.object).collect();
             (upload, unused.join(" "), list.len())
         };
@@ -246,19 +267,22 @@ mod tests {
     }
 
     #[test]
-    fn an_owner_has_room_for_so_many_bytes_and_names() {
+    fn the_bytes_and_the_list_of_an_owner_are_limited() {
         let mut list = List::new();
         let mut large = entry("a", "1", 1.0);
         large.size = MAX_BYTES;
-        add(&mut list, &large, false).unwrap();
-        assert_eq!(add(&mut list.clone(), &entry("b", "1", 1.0), false).unwrap_err().status, 507);
+        add(&mut list, &large, false, MAX_LIST).unwrap();
+        assert_eq!(
+            add(&mut list.clone(), &entry("b", "1", 1.0), false, MAX_LIST).unwrap_err().status,
+            507
+        );
         // In place of the first one there is room.
-        add(&mut list, &entry("a", "2", 1.0), true).unwrap();
+        add(&mut list, &entry("a", "2", 1.0), true, MAX_LIST).unwrap();
         let name = "n".repeat(255);
         let full = (0..MAX_LIST).find(|n| {
             // Checking the length of each list takes long.
             list.extend((1..100).map(|m| entry(&format!("{name}{n}-{m}"), "1", 1.0)));
-            add(&mut list, &entry(&format!("{name}{n}"), "1", 1.0), false).is_err()
+            add(&mut list, &entry(&format!("{name}{n}"), "1", 1.0), false, MAX_LIST).is_err()
         });
         assert!(full.is_some_and(|n| n > 5), "{full:?}");
     }

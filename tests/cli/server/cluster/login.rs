@@ -13,7 +13,7 @@ use super::super::nats::Broker;
 use super::super::{Server, command, program};
 use super::{Worker, front, ready, wait_for};
 
-/// No message and no log may have this.
+/// No message and no log may contain this text.
 const SECRET: &str = "s3same";
 
 /// A front and a worker that have drawn together.
@@ -156,13 +156,13 @@ fn tls_with_certificates_of_clients() {
     refused(&url, &["--nats-ca", ca, "--nats-cert", client], 2, &["--nats-key"]);
 }
 
-/// A configuration in which the user of `key` may connect.
+/// A configuration that allows only the user with `key`.
 fn of_key(key: &KeyPair) -> String {
     format!("authorization {{ users: [{{ nkey: {} }}] }}", key.public_key())
 }
 
 #[test]
-fn keys_which_may_be_replaced_while_everything_runs() {
+fn keys_that_are_replaced_while_everything_runs() {
     let (first, second) = (KeyPair::new_user(), KeyPair::new_user());
     let Some(mut broker) = Broker::with(&of_key(&first)) else { return };
     let folder = tempfile::tempdir().unwrap();

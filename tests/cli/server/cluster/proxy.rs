@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-/// How often the threads look whether the network is cut.
+/// The time between checks whether the network is cut.
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Passes connections on to a port. While it is cut, nothing arrives and no connection ends, as
@@ -43,7 +43,7 @@ impl Proxy {
 
     pub fn cut(&self, cut: bool) {
         self.cut.store(cut, Ordering::Relaxed);
-        // A thread that waits for bytes at this moment reads it after its timeout.
+        // A thread that is in `read` sees the change after its timeout.
         std::thread::sleep(2 * LOOK);
     }
 }
@@ -60,7 +60,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, cut: &AtomicBool) {
         }
         match from.read(&mut buffer) {
             Ok(0) if !is_cut => break,
-            Ok(0) => std::thread::sleep(Duration::from_millis(50)),
+            Ok(0) => std::thread::sleep(LOOK),
             Ok(_) if is_cut => lost = true,
             Ok(count) => {
                 if to.write_all(&buffer[..count]).is_err() {

@@ -2,14 +2,15 @@
 
 use std::process::Command;
 
-use super::super::nats::{Broker, free_port};
+use super::super::nats::{Broker, free_ports};
 use super::super::{drawn_by_command, program, wait_for};
 use super::{Worker, front, ready};
 use serde_json::{Value, json};
 
 /// Three brokers in a cluster.
 fn three() -> Option<[Broker; 3]> {
-    let (ports, routes) = ([(); 3].map(|()| free_port()), [(); 3].map(|()| free_port()));
+    let [a, b, c, d, e, f] = free_ports();
+    let (ports, routes) = ([a, b, c], [d, e, f]);
     let all = routes.map(|port| format!("\"nats://127.0.0.1:{port}\"")).join(", ");
     let start = |n: usize| {
         let lines = format!(
@@ -98,6 +99,6 @@ fn one_broker_cannot_keep_three_copies() {
     assert_eq!(output.status.code(), Some(6), "{text}");
     assert!(text.contains("cannot keep 3 copies") && text.contains("--nats-replicas"), "{text}");
     assert!(status(&url, "1").status.success());
-    // Nor of streams that exist.
+    // It cannot give more copies to buckets that exist, either.
     assert_eq!(status(&url, "3").status.code(), Some(6));
 }
