@@ -3,71 +3,21 @@
 use std::path::{Path, PathBuf};
 
 use flux_fast::model::{
-    ClipConfig, Flux2Config, FluxConfig, Qwen3Config, T5Config, VaeConfig, clip, flux1, flux2,
-    qwen3, t5, vae,
+    ClipConfig, Flux2Config, FluxConfig, Qwen3Config, T5Config, VaeConfig, flux2, qwen3, vae,
 };
-use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
 
 use super::{Ran, pixels, program, program_with};
+use crate::checkpoint::{checkpoint, small_clip, small_flux, small_t5, small_vae};
 use crate::common::temp_dir;
 
-/// A checkpoint in scaled fp8, as ComfyUI stores them.
-pub fn spec(
-    flux: &FluxConfig,
-    t5: &T5Config,
-    clip: &ClipConfig,
-    vae: &VaeConfig,
-    mut more: Value,
-) -> SynthSpec {
-    let named = |component, list: Vec<(String, Vec<usize>)>| {
-        list.into_iter().map(move |(n, s)| (component, n, s))
-    };
-    let tensors = named(T5, t5::tensors(t5))
-        .chain(named(CLIP, clip::tensors(clip)))
-        .chain(named(TRANSFORMER, flux1::tensors(flux)))
-        .chain(named(VAE, vae::tensors(vae)))
-        .collect();
-    more["transformer"] = flux.to_json();
-    more["text_encoder"] = clip.to_json();
-    more["text_encoder_2"] = t5.to_json();
-    more["vae"] = vae.to_json();
-    let (storage, dialect) = (Storage::F8ScaledNew, Dialect::Comfy);
-    SynthSpec { seed: 7, tensors, grid: Grid::F32, storage, dialect, configs: more }
-}
-
-/// A small transformer whose weights are several times larger than those of the small parts here,
-/// so that with little memory they are streamed.
-pub fn small_flux() -> FluxConfig {
-    FluxConfig {
-        hidden: 512,
-        heads: 4,
-        mlp_hidden: 2048,
-        depth_double: 2,
-        depth_single: 6,
-        context: 128,
-        pooled: 64,
-        ..FluxConfig::dev()
-    }
-}
-
 fn small(folder: &Path) -> PathBuf {
-    let t5 = T5Config {
-        vocab: 32128,
-        width: 128,
-        heads: 2,
-        head_dim: 64,
-        ff: 256,
-        layers: 1,
-        ..T5Config::xxl()
-    };
-    let clip = ClipConfig { width: 64, heads: 1, ff: 256, layers: 1, ..ClipConfig::large() };
-    let vae = VaeConfig { channels: vec![32, 64], blocks: 1, ..VaeConfig::flux() };
     let more = json!({ "tokenizer_2": { "model_max_length": 8 },
         "generation": { "num_inference_steps": 2, "width": 32, "height": 32 } });
+    let spec = checkpoint(&small_flux(), &small_t5(1), &small_clip(1), &small_vae(), more);
     let path = folder.join("small.safetensors");
-    synth::write(&spec(&small_flux(), &t5, &clip, &vae, more), &path).unwrap();
+    synth::write(&spec, &path).unwrap();
     path
 }
 
@@ -145,7 +95,8 @@ fn streamed_equals_resident_and_pinned_memory_is_bounded() {
 
 /// A checkpoint of full size as a sparse file of zeros.
 fn full_size(path: &Path, flux: &FluxConfig) {
-    let spec = spec(flux, &T5Config::xxl(), &ClipConfig::large(), &VaeConfig::flux(), json!({}));
+    let (t5, clip, vae) = (T5Config::xxl(), ClipConfig::large(), VaeConfig::flux());
+    let spec = checkpoint(flux, &t5, &clip, &vae, json!({}));
     synth::write_hollow(&spec, path).unwrap();
 }
 
