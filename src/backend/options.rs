@@ -80,8 +80,9 @@ pub enum Compute {
     /// FP8 products where weights are FP8, activations scaled row by row (CUDA).
     Fp8,
     /// Products of 8-bit integers in the blocks of transformers, whatever the weights are stored
-    /// as; see [`int8`](crate::dtype::int8). On GPUs with CUDA, long attention with heads of 128
-    /// columns, too ([`attention`](crate::dtype::int8::attention)). The rest as with `Auto`.
+    /// as; see [`int8`](crate::dtype::int8). On most GPUs with CUDA also attention over more than
+    /// 512 keys with heads of 128 columns; see [`attention`](crate::dtype::int8::attention). The
+    /// rest as with `Auto`.
     Int8,
 }
 
