@@ -1,7 +1,7 @@
 //! How much products in few bits lose: for single products, with random numbers that have outlier
 //! channels and with the activations of the embedded model, and for its images.
 //!
-//! `cargo test --test models accuracy -- --ignored --nocapture` prints the tables of
+//! `cargo test --test models accuracy -- --include-ignored --nocapture` prints the numbers of
 //! `docs/accuracy.md`. A scheme is a function of the rows of both operands that rounds them as the
 //! scheme does; the products of the rounded operands are computed in f32. Integer and FP8 products
 //! are exact but for the last sums, so this is what such kernels compute.
@@ -114,7 +114,7 @@ fn schemes() -> Vec<Scheme> {
         scheme("int8, rotated (`--compute int8`)", Some(rotated), rotated),
         Scheme {
             attention: true,
-            ..scheme("int8 + attention (`--compute int8` on CUDA)", Some(rotated), rotated)
+            ..scheme("int8 + attention (`--compute int8` on NVIDIA GPUs)", Some(rotated), rotated)
         },
         scheme("int8, not rotated", Some(plain), plain),
         scheme("int8, groups of 128, not rotated", Some(groups_of_128), groups_of_128),
@@ -387,10 +387,10 @@ fn int8_is_no_less_exact_than_fp8_weights_and_activations() {
     assert!(of_int8.0 >= of_fp8.0 && of_int8.1 >= 27.0);
 }
 
-/// Prints the tables of `docs/accuracy.md`:
+/// Prints the first table of `docs/accuracy.md`:
 /// `cargo test --test models accuracy -- --ignored --nocapture`.
 #[test]
-#[ignore = "prints the tables of docs/accuracy.md; several minutes"]
+#[ignore = "prints the first table of docs/accuracy.md; several minutes"]
 fn tables() {
     let randoms = [random(3072, 0, 1.0), random(3072, 12, 30.0), random(3072, 2, 100.0)];
     let recorded = recorded();
