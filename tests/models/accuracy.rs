@@ -8,7 +8,7 @@
 
 mod attention;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use flux_fast::backend::cpu::CpuBackend;
@@ -198,13 +198,18 @@ fn random(k: usize, outliers: usize, size: f32) -> Product {
     Product { k, x, w }
 }
 
-/// Changes the large products of the embedded model's blocks as a scheme does, or records them.
+/// Products that were recorded, in the order in which they were computed.
+type Recorded = Arc<Mutex<Vec<Product>>>;
+
+/// Changes the large products of the embedded model's blocks as a scheme does, and attention where
+/// the scheme includes it, or records both.
 struct Changed {
     inner: CpuBackend,
     scheme: Option<Scheme>,
     weights: HashMap<WeightKey, (Place, HostWeight)>,
-    changed: HashMap<WeightKey, ()>,
-    recorded: Arc<Mutex<Vec<(String, Product)>>>,
+    /// The weights that were replaced.
+    changed: HashSet<WeightKey>,
+    recorded: Recorded,
     /// q, k and v of heads.
     heads: Heads,
 }
@@ -219,7 +224,7 @@ impl Changed {
 
     /// Replaces the weight by its rounded one, once.
     fn change_weight(&mut self, key: WeightKey, round: &Round) -> Result<()> {
-        if self.changed.insert(key, ()).is_some() {
+        if !self.changed.insert(key) {
             return Ok(());
         }
         let (place, weight) = self.weights[&key].clone();
@@ -250,7 +255,7 @@ impl Changed {
             let weight = &self.weights[&key].1;
             let mut product = Product { k: linear.x.cols, x: vec![], w: weight.to_f32() };
             x.chunks(tensor.cols).for_each(|row| product.x.extend(&row[window.clone()]));
-            self.recorded.lock().unwrap().push((step.label.clone(), product));
+            self.recorded.lock().unwrap().push(product);
             return self.inner.run(step, places);
         };
         if let Some(round) = &scheme.w {
@@ -320,9 +325,6 @@ fn engine(compute: Compute) -> Engine {
     Engine::open(Options::default().device(Device::Cpu).compute(compute)).unwrap()
 }
 
-/// Products by the name of their weight.
-type Recorded = Arc<Mutex<Vec<(String, Product)>>>;
-
 /// An engine in f32 whose products are changed as `scheme` does, and what it records without one.
 fn changed(scheme: Option<Scheme>) -> (Engine, Recorded, Heads) {
     let mut engine = engine(Compute::F32);
@@ -331,7 +333,7 @@ fn changed(scheme: Option<Scheme>) -> (Engine, Recorded, Heads) {
         inner: cpu(Compute::F32),
         scheme,
         weights: HashMap::new(),
-        changed: HashMap::new(),
+        changed: HashSet::new(),
         recorded: recorded.clone(),
         heads: heads.clone(),
     }));
@@ -351,7 +353,7 @@ fn recorded() -> Vec<Product> {
     engine.generate(&Request::new(PROMPTS[0]).steps(2)).unwrap();
     let all = std::mem::take(&mut *recorded.lock().unwrap());
     let half = all.len() / 2;
-    let few = |(_, p): (String, Product)| {
+    let few = |p: Product| {
         let rows = (p.x.len() / p.k).min(24);
         Product {
             k: p.k,
