@@ -1,9 +1,10 @@
 // attention: out = softmax(scale q . k^T + bias) . v, for each image and head; bf16 in and out, f32
 // sums, sm_80.
 //
-// k, v are windows of `batch*tokens` rows and `heads*head_dim` columns, q and out of `batch*queries`; the rows of the
-// first n tokens of each image may be stored in another matrix than the others. bias: `(2*tokens -
-// 1) x heads`, row j - i + tokens - 1 is added to query i, key j.
+// k, v are windows of `batch*tokens` rows and `heads*head_dim` columns, q and out of
+// `batch*queries`; the rows of the first n tokens of each image may be stored in another matrix
+// than the others. bias: `(2*tokens - 1) x heads`, row j - i + tokens - 1 is added to query i, key
+// j.
 //
 // attention_d128   FLUX: 4608 tokens, 24 heads of 128. Up to 128 columns a head, neither bias nor
 //     causal. 128 query rows, 4 warps of 32; tiles of 32 keys. With 32 KB of shared memory and at

@@ -85,8 +85,8 @@ DEVICE void raise_maxima(float (&m)[M][2], float (&most)[M][2], float (&l)[M][2]
 }
 
 // The weights of scores `s` in 16-bit elements, relative to the maxima m, which are raised if a
-// score exceeds them by more than SLACK. With EXTRA, m has the units of the scores; otherwise, `units`
-// are those of each row's scores in powers of two, and m counts powers of two.
+// score exceeds them by more than SLACK. With EXTRA, m has the units of the scores; otherwise,
+// `units` are those of each row's scores in powers of two, and m counts powers of two.
 template <bool EXTRA, u32 (*PACK)(float, float), int M, int STEPS, int N>
 DEVICE void softmax_step(u32 (&weights)[M][STEPS][4], const float (&s)[M][STEPS * 2][4], float (&m)[M][2], float (&l)[M][2],
                          float (&o)[M][N][4], const float (&units)[M][2]) {

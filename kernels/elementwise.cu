@@ -22,8 +22,8 @@
 // alignment. `embed` and the operations listed after it have only these: they run once per text or
 // step, on a few megabytes.
 //
-// `out` may be an input of gelu_mul, silu_mul, silu and add, so nothing is `__restrict__`. NaN and infinity
-// propagate as in IEEE arithmetic.
+// `out` may be an input of gelu_mul, silu_mul, silu and add, so nothing is `__restrict__`. NaN and
+// infinity propagate as in IEEE arithmetic.
 
 #include "common.cuh"
 

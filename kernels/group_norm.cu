@@ -1,9 +1,9 @@
 // out[p][c] = act((x[p][c] - mean[g]) / sqrt(variance[g] + eps) * weight[c] + bias[c]), act = SiLU
 // or nothing
 //
-// Mean and variance are those of a group: all pixels of the image x the `channels / groups` channels
-// of group g. Pixels are rows of x, channels last. Two operations do it, because an image may be
-// processed in bands of rows of pixels:
+// Mean and variance are those of a group: all pixels of the image x the `channels / groups`
+// channels of group g. Pixels are rows of x, channels last. Two operations do it, because an image
+// may be processed in bands of rows of pixels:
 //   group_statistics: a block reads a row of pixels once and stores (mean, sum of squared
 //   deviations) of every group;
 //   group_norm: `merge`, a block for four groups, joins the rows of the whole image into (mean, 1 /

@@ -1,5 +1,5 @@
-// Weights stored in blocks that share scales (GGUF's types, NF4, FP4, mxfp8, nvfp4, FP8 in blocks), from their
-// planes in memory to pairs of bf16.
+// Weights stored in blocks that share scales (GGUF's types, NF4, FP4, mxfp8, nvfp4, FP8 in blocks),
+// from their planes in memory to pairs of bf16.
 //
 // A row of w is stored plane by plane: the quants of all its blocks, then their further bits if the
 // format has any, then their scales; each plane begins at a multiple of 16 bytes, p.planes bytes

@@ -2,9 +2,10 @@
 // The side branch t . b^T, if there is one, is multiplied in bf16 (linear_side.cuh): its fragments
 // have the same layout in bytes.
 //
-// x: rows x k in bf16, which `rotate_quantise` (rotate.cuh) turns into q, int8 with one scale a row;
-// w: n x k in int8 with one scale a row, quantised and rotated alike when it was loaded. Sums are
-// exact: k is at most 2^17. So the result depends neither on the tile nor on the order of the sum.
+// x: rows x k in bf16, which `rotate_quantise` (rotate.cuh) turns into q, int8 with one scale a
+// row; w: n x k in int8 with one scale a row, quantised and rotated alike when it was loaded. Sums
+// are exact: k is at most 2^17. So the result depends neither on the tile nor on the order of the
+// sum.
 //
 // Product: a block of four warps computes a 128 x 128 tile (64 x 64: small), 64 bytes along k a
 // step, three steps of cp.async in flight (48 KB), two blocks (four) a processor. A warp of the

@@ -216,9 +216,11 @@ struct QkNormRopeParams {
     // Row t of an image's `count` becomes row first + t of its `tokens` rows of out.
     u32 tokens, first;
     u32 heads, head_dim;
-    // Heads of k and of v in qkv; out has `heads` of each. 1 if pair c is columns c and c + head_dim / 2.
+    // Heads of k and of v in qkv; out has `heads` of each. 1 if pair c is columns c and c +
+    // head_dim / 2.
     u32 kv_heads, halves;
-    // Columns of out to work on: 3 * heads * head_dim, or a third less in place, where v is unchanged.
+    // Columns of out to work on: 3 * heads * head_dim, or a third less in place, where v is
+    // unchanged.
     u32 cols;
     u32 qkv_stride, rope_stride, out_stride;
     u32 qkv_type, out_type;
@@ -227,10 +229,10 @@ struct QkNormRopeParams {
     float inverse_dim;
 };
 
-// One row of qkv by a block; kv_heads == heads, adjacent pairs. head_dim / 8 neighbouring lanes hold a head, 8 elements each (four
-// pairs); that must be a power of two up to 32, so that a lane has the same pairs of every head and
-// keeps their cosines and sines. Three vectors are requested before the first is used: 384 vectors
-// are FLUX's q (24 heads of 128), then k, then v.
+// One row of qkv by a block; kv_heads == heads, adjacent pairs. head_dim / 8 neighbouring lanes
+// hold a head, 8 elements each (four pairs); that must be a power of two up to 32, so that a lane
+// has the same pairs of every head and keeps their cosines and sines. Three vectors are requested
+// before the first is used: 384 vectors are FLUX's q (24 heads of 128), then k, then v.
 KERNEL(THREADS, 8) qk_norm_rope_bf16_sm80(const bf16* qkv, const float* q_gain, const float* k_gain, const float* rope, bf16* out,
                                           QkNormRopeParams p) {
     constexpr u32 AT_ONCE = 3;

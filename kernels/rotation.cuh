@@ -2,8 +2,8 @@
 // neighbouring values in its registers.
 //
 // R is block-diagonal along k. A block is the Kronecker power of H4 / 2 with `group` rows: 16, 64
-// or 256; without a rotation, R is the identity. A stage of it combines four values a, b, c, d whose
-// indices differ in one digit to base four:
+// or 256; without a rotation, R is the identity. A stage of it combines four values a, b, c, d
+// whose indices differ in one digit to base four:
 //   s = a + b, t = c - d, u = a - b, v = c + d; (s + t) / 2, (s - t) / 2, (u + v) / 2, (v - u) / 2.
 // The stages follow from the lowest digit to the highest, each sum is rounded once, and halving is
 // exact. So the result has the bits that the CPU computes. They decide ties of the quantisation.
@@ -11,9 +11,9 @@
 // A lane has two runs of four of the 256 values, so that every access fills whole sectors. The
 // lowest digit is the place within a run, the next two are digits of the lane, the highest is bit 4
 // of the lane and the run. An exchange between lanes costs one shuffle and one multiply-add for
-// each of the two levels of a stage, because a lane may take whichever of the two sums it can compute
-// from its own value with a sign: afterwards, the values are in another order, and are stored to
-// their own places.
+// each of the two levels of a stage, because a lane may take whichever of the two sums it can
+// compute from its own value with a sign: afterwards, the values are in another order, and are
+// stored to their own places.
 #pragma once
 
 #include "common.cuh"

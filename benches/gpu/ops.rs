@@ -177,8 +177,10 @@ impl Bench<'_> {
             first: None,
             out: out.all(),
         });
-        // Heads of 128 and long sequences; the others are computed as without the option.
-        let int8 = has("--int8") && self.device.api == "cuda" && dim == 128 && tokens > 512;
+        // Heads of 128 and long sequences, on GPUs where integers are faster; the others are computed
+        // as without the option.
+        let faster = self.device.backend().caps().description.ends_with("int8 with attention");
+        let int8 = faster && dim == 128 && tokens > 512;
         let short = if int8 { ".int8" } else { "" };
         self.case(&format!("attention.{tokens}x{heads}x{dim}{short}"), op, op.flops());
     }

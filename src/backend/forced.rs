@@ -42,13 +42,12 @@ impl Forced {
     }
 
     /// The variants that are forced for `op`, the last one first.
-    #[cfg(any(feature = "cuda", feature = "wgpu"))]
-    pub fn all<'a>(&'a self, op: &'a str) -> impl Iterator<Item = &'a str> {
+    pub fn all<'a>(&'a self, op: &str) -> impl Iterator<Item = &'a str> {
         self.0.iter().rev().filter(move |choice| choice.op == op).map(|choice| choice.name.as_str())
     }
 
     /// The variant that is forced for `op`. If it was forced several times, the last one counts.
     pub fn of(&self, op: &str) -> Option<&str> {
-        KernelChoice::find(&self.0, op)
+        self.all(op).next()
     }
 }

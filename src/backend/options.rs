@@ -80,8 +80,9 @@ pub enum Compute {
     /// FP8 products where weights are FP8, activations scaled row by row (CUDA).
     Fp8,
     /// Products of 8-bit integers in the blocks of transformers, whatever the weights are stored
-    /// as; see [`int8`](crate::dtype::int8). On GPUs with CUDA, long attention with heads of 128
-    /// columns, too ([`attention`](crate::dtype::int8::attention)). The rest as with `Auto`.
+    /// as; see [`int8`](crate::dtype::int8). On most GPUs with CUDA also attention over more than
+    /// 512 keys with heads of 128 columns; see [`attention`](crate::dtype::int8::attention). The
+    /// rest as with `Auto`.
     Int8,
 }
 
@@ -132,7 +133,8 @@ impl fmt::Display for Compute {
 }
 
 /// A kernel variant to use for one operation instead of the backend's choice:
-/// `linear=linear_f32_avx2`. Where an operation is named twice, the last choice counts.
+/// `linear=linear_f32_avx2`. Where an operation is named several times, the last choice counts; on
+/// GPUs, the last one that can run the operands.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct KernelChoice {
@@ -146,11 +148,6 @@ impl KernelChoice {
     /// The variant `name` for the operation `op`. The backend that runs it checks both.
     pub fn new(op: impl Into<String>, name: impl Into<String>) -> Self {
         KernelChoice { op: op.into(), name: name.into() }
-    }
-
-    /// The variant that `choices` give for `op`, if any.
-    pub(crate) fn find<'a>(choices: &'a [KernelChoice], op: &str) -> Option<&'a str> {
-        choices.iter().rev().find(|c| c.op == op).map(|c| c.name.as_str())
     }
 }
 

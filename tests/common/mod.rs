@@ -261,8 +261,8 @@ pub fn path(dir: &tempfile::TempDir, name: &str) -> PathBuf {
     dir.path().join(name)
 }
 
-/// Limits the memory of `engine` to the least with which `request` can be planned, found to
-/// `exact` bytes, and returns it.
+/// Limits the memory of `engine` to the least with which `request` can be planned, within `exact`
+/// bytes, and returns it.
 pub fn limit_to_least(engine: &mut Engine, request: &Request, exact: u64) -> u64 {
     // The largest budget with which nothing fits, and the smallest with which everything does.
     let (mut low, mut high) = (0, engine.plan(request).unwrap().peak_bytes + (64 << 20));

@@ -2,20 +2,21 @@
 
 use std::ops::ControlFlow;
 
+use crate::checkpoint::{checkpoint, small_clip, small_t5, small_vae};
 use crate::common::denoiser::Denoiser;
 use crate::common::{Input, cpu, files, least_bytes, resolve, run, temp_dir};
 use flux_fast::backend::{Backend, Compute, Device};
 use flux_fast::dtype::DType;
 use flux_fast::error::Kind;
 use flux_fast::library::{Files, open};
+use flux_fast::model::FluxConfig;
 use flux_fast::model::flux1;
 use flux_fast::model::flux1::DenoiseShape;
-use flux_fast::model::{ClipConfig, FluxConfig, T5Config, VaeConfig, clip, t5, vae};
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{Options, Request};
-use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
+use flux_fast::spec::flux1::TRANSFORMER;
 use flux_fast::units::ByteSize;
-use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
+use flux_fast::weights::synth;
 use serde_json::json;
 
 fn config() -> FluxConfig {
@@ -38,37 +39,9 @@ fn write(dir: &tempfile::TempDir) -> std::path::PathBuf {
 }
 
 fn write_model(dir: &tempfile::TempDir, flux: &FluxConfig) -> std::path::PathBuf {
-    let t5 = T5Config {
-        vocab: 32128,
-        width: 128,
-        heads: 2,
-        head_dim: 64,
-        ff: 256,
-        layers: 3,
-        ..T5Config::xxl()
-    };
-    let clip = ClipConfig { width: 64, heads: 1, ff: 256, layers: 2, ..ClipConfig::large() };
-    let vae = VaeConfig { channels: vec![32, 64], blocks: 1, ..VaeConfig::flux() };
-    let named = |component, list: Vec<(String, Vec<usize>)>| {
-        list.into_iter().map(move |(n, s)| (component, n, s))
-    };
-    let tensors = named(TRANSFORMER, flux1::tensors(flux))
-        .chain(named(T5, t5::tensors(&t5)))
-        .chain(named(CLIP, clip::tensors(&clip)))
-        .chain(named(VAE, vae::tensors(&vae)))
-        .collect();
-    let configs = json!({ "transformer": flux.to_json(), "text_encoder": clip.to_json(),
-        "text_encoder_2": t5.to_json(), "vae": vae.to_json(),
-        "tokenizer_2": { "model_max_length": 16 },
+    let more = json!({ "tokenizer_2": { "model_max_length": 16 },
         "generation": { "num_inference_steps": 3, "width": 48, "height": 32 } });
-    let spec = SynthSpec {
-        seed: 7,
-        tensors,
-        grid: Grid::F32,
-        storage: Storage::F8ScaledNew,
-        dialect: Dialect::Comfy,
-        configs,
-    };
+    let spec = checkpoint(flux, &small_t5(3), &small_clip(2), &small_vae(), more);
     let path = dir.path().join("small.safetensors");
     synth::write(&spec, &path).unwrap();
     path

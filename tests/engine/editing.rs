@@ -6,17 +6,16 @@ use std::path::Path;
 use std::process::Command;
 
 use flux_fast::model::flux1::control::{Condition, ControlConfig, control_tensors};
-use flux_fast::model::{
-    ClipConfig, FluxConfig, ReduxConfig, SiglipConfig, T5Config, VaeConfig, redux, siglip,
-};
+use flux_fast::model::{FluxConfig, ReduxConfig, SiglipConfig, VaeConfig, redux, siglip};
 use flux_fast::spec::Component;
 use flux_fast::spec::flux1::{CONTROLNET, REDUX, SIGLIP};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use image::{GrayImage, Luma, Rgb, RgbImage};
 use serde_json::{Value, json};
 
+use crate::checkpoint::{checkpoint, small_clip, small_flux, small_t5};
 use crate::common::temp_dir;
-use crate::cuda::program::{named, program, small_flux, spec};
+use crate::cuda::program::{named, program};
 
 /// Bytes of a context of the fake driver.
 const CONTEXT: u64 = 300 << 20;
@@ -67,11 +66,10 @@ fn small(in_channels: usize) -> FluxConfig {
 
 /// Writes a transformer with its text encoders and autoencoder as a sparse file of zeros.
 fn write_model(path: &Path, in_channels: usize) {
-    let t5 = T5Config { width: 128, heads: 2, head_dim: 64, ff: 256, layers: 1, ..T5Config::xxl() };
-    let clip = ClipConfig { width: 64, heads: 1, ff: 256, layers: 1, ..ClipConfig::large() };
+    let (flux, t5, clip) = (small(in_channels), small_t5(1), small_clip(1));
     let vae = VaeConfig { channels: vec![32, 32, 64, 64], blocks: 1, ..VaeConfig::flux() };
     let more = json!({ "tokenizer_2": { "model_max_length": 8 } });
-    synth::write_hollow(&spec(&small(in_channels), &t5, &clip, &vae, more), path).unwrap();
+    synth::write_hollow(&checkpoint(&flux, &t5, &clip, &vae, more), path).unwrap();
 }
 
 fn write_network(

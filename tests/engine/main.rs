@@ -2,6 +2,7 @@
 
 mod bands;
 mod budgets;
+mod checkpoint;
 #[path = "../common/mod.rs"]
 mod common;
 mod cuda;

@@ -1,14 +1,14 @@
 //! How much products in few bits lose: for single products, with random numbers that have outlier
 //! channels and with the activations of the embedded model, and for its images.
 //!
-//! `cargo test --test models accuracy -- --ignored --nocapture` prints the tables of
+//! `cargo test --test models accuracy -- --include-ignored --nocapture` prints the numbers of
 //! `docs/accuracy.md`. A scheme is a function of the rows of both operands that rounds them as the
 //! scheme does; the products of the rounded operands are computed in f32. Integer and FP8 products
 //! are exact but for the last sums, so this is what such kernels compute.
 
 mod attention;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use flux_fast::backend::cpu::CpuBackend;
@@ -114,7 +114,7 @@ fn schemes() -> Vec<Scheme> {
         scheme("int8, rotated (`--compute int8`)", Some(rotated), rotated),
         Scheme {
             attention: true,
-            ..scheme("int8 + attention (`--compute int8` on CUDA)", Some(rotated), rotated)
+            ..scheme("int8 + attention (`--compute int8` on NVIDIA GPUs)", Some(rotated), rotated)
         },
         scheme("int8, not rotated", Some(plain), plain),
         scheme("int8, groups of 128, not rotated", Some(groups_of_128), groups_of_128),
@@ -198,13 +198,18 @@ fn random(k: usize, outliers: usize, size: f32) -> Product {
     Product { k, x, w }
 }
 
-/// Changes the large products of the embedded model's blocks as a scheme does, or records them.
+/// Products that were recorded, in the order in which they were computed.
+type Recorded = Arc<Mutex<Vec<Product>>>;
+
+/// Changes the large products of the embedded model's blocks as a scheme does, and attention where
+/// the scheme includes it, or records both.
 struct Changed {
     inner: CpuBackend,
     scheme: Option<Scheme>,
     weights: HashMap<WeightKey, (Place, HostWeight)>,
-    changed: HashMap<WeightKey, ()>,
-    recorded: Arc<Mutex<Vec<(String, Product)>>>,
+    /// The weights that were replaced.
+    changed: HashSet<WeightKey>,
+    recorded: Recorded,
     /// q, k and v of heads.
     heads: Heads,
 }
@@ -219,7 +224,7 @@ impl Changed {
 
     /// Replaces the weight by its rounded one, once.
     fn change_weight(&mut self, key: WeightKey, round: &Round) -> Result<()> {
-        if self.changed.insert(key, ()).is_some() {
+        if !self.changed.insert(key) {
             return Ok(());
         }
         let (place, weight) = self.weights[&key].clone();
@@ -250,7 +255,7 @@ impl Changed {
             let weight = &self.weights[&key].1;
             let mut product = Product { k: linear.x.cols, x: vec![], w: weight.to_f32() };
             x.chunks(tensor.cols).for_each(|row| product.x.extend(&row[window.clone()]));
-            self.recorded.lock().unwrap().push((step.label.clone(), product));
+            self.recorded.lock().unwrap().push(product);
             return self.inner.run(step, places);
         };
         if let Some(round) = &scheme.w {
@@ -320,9 +325,6 @@ fn engine(compute: Compute) -> Engine {
     Engine::open(Options::default().device(Device::Cpu).compute(compute)).unwrap()
 }
 
-/// Products by the name of their weight.
-type Recorded = Arc<Mutex<Vec<(String, Product)>>>;
-
 /// An engine in f32 whose products are changed as `scheme` does, and what it records without one.
 fn changed(scheme: Option<Scheme>) -> (Engine, Recorded, Heads) {
     let mut engine = engine(Compute::F32);
@@ -331,7 +333,7 @@ fn changed(scheme: Option<Scheme>) -> (Engine, Recorded, Heads) {
         inner: cpu(Compute::F32),
         scheme,
         weights: HashMap::new(),
-        changed: HashMap::new(),
+        changed: HashSet::new(),
         recorded: recorded.clone(),
         heads: heads.clone(),
     }));
@@ -351,7 +353,7 @@ fn recorded() -> Vec<Product> {
     engine.generate(&Request::new(PROMPTS[0]).steps(2)).unwrap();
     let all = std::mem::take(&mut *recorded.lock().unwrap());
     let half = all.len() / 2;
-    let few = |(_, p): (String, Product)| {
+    let few = |p: Product| {
         let rows = (p.x.len() / p.k).min(24);
         Product {
             k: p.k,
@@ -387,10 +389,10 @@ fn int8_is_no_less_exact_than_fp8_weights_and_activations() {
     assert!(of_int8.0 >= of_fp8.0 && of_int8.1 >= 27.0);
 }
 
-/// Prints the tables of `docs/accuracy.md`:
+/// Prints the first table of `docs/accuracy.md`:
 /// `cargo test --test models accuracy -- --ignored --nocapture`.
 #[test]
-#[ignore = "prints the tables of docs/accuracy.md; several minutes"]
+#[ignore = "prints the first table of docs/accuracy.md; several minutes"]
 fn tables() {
     let randoms = [random(3072, 0, 1.0), random(3072, 12, 30.0), random(3072, 2, 100.0)];
     let recorded = recorded();

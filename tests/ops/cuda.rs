@@ -110,7 +110,7 @@ fn bound(op: &Op, variant: &str) -> f64 {
         // The integers are those of the reference, so only the epilogue differs.
         _ if of_integers(variant) && wide => 1e-5,
         // Scores are products of integers; `int8_attention` has the tight bounds.
-        _ if variant.contains("_int8_") => 5e-2,
+        _ if variant.contains("attention_d128_int8_") => 5e-2,
         // Both operands have three bits of mantissa.
         (_, true, _) => 6e-2,
         (_, _, true) => 1e-5,

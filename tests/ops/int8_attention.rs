@@ -69,7 +69,7 @@ impl Sizes {
     }
 }
 
-/// The numbers of `tensor` in bf16, as kernels read them.
+/// The numbers of `tensor`, rounded to bf16 as kernels read them.
 fn values(c: &Case, tensor: Tensor) -> Vec<f32> {
     let (_, bytes) = c.tensors.iter().find(|(t, _)| t.slot == tensor.slot).unwrap();
     let narrow = |b: &[u8]| {
@@ -112,9 +112,8 @@ fn check_integers(s: &Sizes, ran: &Ran) {
     let bytes_of = |integers: &[i8]| integers.iter().map(|q| *q as u8).collect::<Vec<_>>();
     let floats = |scales: &[f32]| scales.iter().flat_map(|s| s.to_le_bytes()).collect::<Vec<_>>();
     let check = |what: &str, found: &[u8], mut want: Vec<u8>, missing: &[u8]| {
-        while want.len() < found.len() {
-            want.extend(missing);
-        }
+        want.extend(missing.iter().cycle().take(found.len() - want.len()));
+        assert_eq!(want.len(), found.len(), "{what}");
         let at = found.iter().zip(&want).position(|(f, w)| f != w);
         assert!(at.is_none(), "{what}: byte {at:?} of {} differs", want.len());
     };

@@ -18,24 +18,19 @@
 //! | key | value | default |
 //! |---|---|---|
 //! | `default` | no value: resets everything before it | |
-//! | `name.N`, `capability.N`, `memory.N`, `sms.N`, `shared.N`, `l2.N` | the properties of preset N
-//! | see `settings.rs` |
+//! | `name.N`, `capability.N`, `memory.N`, `sms.N`, `shared.N`, `l2.N` | the properties of preset N | see `settings.rs` |
 //! | `taken.N` | memory of preset N that other programs use | `0` |
-//! | `visible` | presets that exist, such as `2+0`, in the order of their ordinals; empty for no
-//! device | `0+1+2+3` |
+//! | `visible` | presets that exist, such as `2+0`, in the order of their ordinals; empty for no device | `0+1+2+3` |
 //! | `driver` | the result of `cuDriverGetVersion`; newer PTX is refused | `12080` |
 //! | `context` | device memory that a context uses | `300M` |
 //! | `pinned` | limit of pinned host memory | `64G` |
-//! | `order` | `late` (or `late=1`), `early`, `random:SEED`, `blocking` (or `late=0`); see
-//! `stream.rs` | `late` |
+//! | `order` | `late` (or `late=1`), `early`, `random:SEED`, `blocking` (or `late=0`); see `stream.rs` | `late` |
 //! | `polls` | how often an event or a stream is polled before its operations are run | `3` |
 //! | `kernels` | `run`, or `skip`: launches are only checked and counted | `run` |
-//! | `copies` | `run`, or `skip`: copies of 1 MiB and more, except those to the host, are only
-//! checked and counted | `run` |
+//! | `copies` | `run`, or `skip`: copies of 1 MiB and more, except those to the host, are only checked and counted | `run` |
 //! | `checks` | `0`: the PTX machine does not look for races, bank conflicts and the like | `1` |
 //! | `poison` | `0`: new device memory reads as zero, not as NaN | `1` |
-//! | `report` | a file that the report is written to when the last context of a device is released
-//! | none |
+//! | `report` | a file that the report is written to when the last context of a device is released | none |
 //! | `log` | `1`: operations are logged | `0` |
 //! | `fail` | `KIND:N` or `KIND:N:CODE`: the N-th call of a kind from now on fails | |
 //!

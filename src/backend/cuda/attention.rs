@@ -96,8 +96,8 @@ pub static ATTENTION: &[Variant<Attention>] = &[
 
 variants!(Cuda, Attention: ATTENTION_INT8, ATTENTION_HOPPER, ATTENTION; choose);
 
-/// Scores of integers where they are asked for and faster, else the kernel for Hopper, else the
-/// first that fits.
+/// The kernel with 8-bit integers where `--compute int8` is set and it is faster, else the kernel
+/// for Hopper, else the first that accepts the operands.
 fn choose(
     a: &Args<Attention>,
     device: &CudaDevice,

@@ -52,13 +52,13 @@ const HEAD: usize = 128;
 /// Query rows of a block.
 const QUERIES: usize = 128;
 
-/// The fewest keys for which the variant is chosen. With fewer, making the integers takes as long
-/// as is gained. Text encoders, whose prompts have at most 512 tokens, keep their arithmetic.
+/// The fewest keys for which the variant is chosen. With fewer, quantising takes about as long as
+/// the integers save. Text encoders, whose prompts have at most 512 tokens, keep their arithmetic.
 const WORTHWHILE: usize = 513;
 
-/// Where everything is in scratch memory, in bytes from its beginning; `end` is its size.
+/// Offsets of the parts of scratch memory, in bytes; `end` is its size.
 struct Layout {
-    /// Rows of q, and of k and v, of one image and head: whole tiles.
+    /// Rows of q, and of k and v, of one image and head, padded to whole tiles.
     query_rows: usize,
     key_rows: usize,
     q: usize,

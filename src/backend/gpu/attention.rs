@@ -1,5 +1,5 @@
-//! Arguments of `attention`, some variants of which need scratch memory, and the sizes that
-//! variants compute with.
+//! Arguments of `attention`, and sizes that its variants compute with. Some variants need scratch
+//! memory.
 
 use std::ops::Deref;
 
@@ -10,7 +10,7 @@ use super::variant::{Arguments, GpuApi};
 use crate::error::Result;
 use crate::op::{Attention, Locate};
 
-/// [`Attention`] with its operands in device memory, whose fields it has.
+/// [`Attention`] with its operands in device memory, to whose fields it dereferences.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttentionArgs<P> {
     pub op: Attention<Matrix<P>, Matrix<P>>,

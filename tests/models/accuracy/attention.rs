@@ -76,7 +76,8 @@ fn recorded_heads() -> Vec<Head> {
     all.into_iter().skip(half).collect()
 }
 
-/// `columns` of q and k that are `size` times as large, and as large a part that all keys share.
+/// A head of 128 columns with normally distributed numbers; `columns` of q and k are `size` times as
+/// large, and all keys share a part that is as large. Scores have a standard deviation of about 1.
 fn random_head(tokens: usize, columns: usize, size: f32) -> Head {
     let [mut q, mut k, v] = [3, 4, 5].map(|seed| normal(seed, tokens * 128));
     let shared = normal(6, 128);
@@ -98,6 +99,9 @@ fn attention_in_int8_loses_at_most_one_and_a_half_percent() {
     let heads = recorded_heads();
     assert_eq!(heads.len(), 2 * 6, "two heads in each of six blocks");
     let recorded = attention_errors(&heads, 128);
+    let (operands, scale) = random_head(512, 0, 1.0);
+    let larger = attention_errors(&[(operands, 3.0 * scale)], 128);
     println!("attention in int8: random {random:.4?}, recorded {recorded:.4?}");
+    println!("with three times as large scores: {larger:.4?}");
     assert!(random.iter().chain(&recorded).all(|error| *error <= 0.015));
 }

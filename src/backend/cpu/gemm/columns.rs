@@ -1,4 +1,4 @@
-//! What belongs to columns of the output: scales and biases.
+//! Scales and biases of the columns of an output.
 
 use super::super::matrix::Out;
 use super::NC;
@@ -11,7 +11,7 @@ pub struct Columns {
     pub first: usize,
     /// A factor for each of them.
     pub scale: [f32; NC],
-    /// What is added to each of them.
+    /// The bias of each of them, 0 if there is none.
     pub bias: [f32; NC],
 }
 

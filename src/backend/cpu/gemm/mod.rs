@@ -11,8 +11,7 @@
 //!   bounds the scratch memory for any image size)
 //! - tasks, which threads take from a counter: `nc` rows of w by some row panels of x
 //! - blocks of `kc` words: the `nc x kc` of w for the task are decoded and packed, 192 KiB, so that
-//!   they
-//!   fit in L2
+//!   they fit in L2
 //! - row panels of x (10.5 KiB each), and within them panels of w (24 KiB), which fit in L1
 //!   together
 //!

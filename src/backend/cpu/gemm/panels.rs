@@ -1,4 +1,4 @@
-//! Panels of packed rows, and their way into caches.
+//! Packs rows to panels, and prefetches panels.
 
 use super::super::matrix::In;
 use super::rows::{Row, WeightRows};
@@ -58,12 +58,12 @@ pub unsafe fn pack_w(
     }
 }
 
-/// A cache that [`fetch`] brings words to.
+/// The nearest cache to which [`fetch`] brings words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cache {
-    /// The first one, and all others.
+    /// The first level.
     L1,
-    /// The second one.
+    /// The second level.
     L2,
 }
 

@@ -3,8 +3,8 @@
 //!
 //! A kernel is a struct with its operands and an `impl Kernel`. `Lanes::run` compiles its body for
 //! the chosen instruction set (the body is `#[inline(always)]`, and is inlined into a function with
-//! the features enabled). `exp`, `sigmoid`, `silu` and `gelu_tanh` are here because most kernels
-//! end with one of them; all are accurate to about 1e-6, and NaN stays NaN.
+//! the features enabled). `exp`, `exp2`, `silu` and `gelu_tanh` are here because most kernels
+//! compute one of them; all are accurate to about 1e-6, and NaN stays NaN.
 
 mod portable;
 #[cfg(test)]

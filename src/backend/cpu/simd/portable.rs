@@ -1,4 +1,4 @@
-//! Vectors for any processor.
+//! Vectors of plain Rust, for any processor.
 
 use super::Simd;
 

@@ -3,71 +3,21 @@
 use std::path::{Path, PathBuf};
 
 use flux_fast::model::{
-    ClipConfig, Flux2Config, FluxConfig, Qwen3Config, T5Config, VaeConfig, clip, flux1, flux2,
-    qwen3, t5, vae,
+    ClipConfig, Flux2Config, FluxConfig, Qwen3Config, T5Config, VaeConfig, flux2, qwen3, vae,
 };
-use flux_fast::spec::flux1::{CLIP, T5, TRANSFORMER, VAE};
 use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::{Value, json};
 
 use super::{Ran, pixels, program, program_with};
+use crate::checkpoint::{checkpoint, small_clip, small_flux, small_t5, small_vae};
 use crate::common::temp_dir;
 
-/// A checkpoint in scaled fp8, as ComfyUI stores them.
-pub fn spec(
-    flux: &FluxConfig,
-    t5: &T5Config,
-    clip: &ClipConfig,
-    vae: &VaeConfig,
-    mut more: Value,
-) -> SynthSpec {
-    let named = |component, list: Vec<(String, Vec<usize>)>| {
-        list.into_iter().map(move |(n, s)| (component, n, s))
-    };
-    let tensors = named(T5, t5::tensors(t5))
-        .chain(named(CLIP, clip::tensors(clip)))
-        .chain(named(TRANSFORMER, flux1::tensors(flux)))
-        .chain(named(VAE, vae::tensors(vae)))
-        .collect();
-    more["transformer"] = flux.to_json();
-    more["text_encoder"] = clip.to_json();
-    more["text_encoder_2"] = t5.to_json();
-    more["vae"] = vae.to_json();
-    let (storage, dialect) = (Storage::F8ScaledNew, Dialect::Comfy);
-    SynthSpec { seed: 7, tensors, grid: Grid::F32, storage, dialect, configs: more }
-}
-
-/// A small transformer whose weights are several times larger than those of the small parts here,
-/// so that with little memory they are streamed.
-pub fn small_flux() -> FluxConfig {
-    FluxConfig {
-        hidden: 512,
-        heads: 4,
-        mlp_hidden: 2048,
-        depth_double: 2,
-        depth_single: 6,
-        context: 128,
-        pooled: 64,
-        ..FluxConfig::dev()
-    }
-}
-
 fn small(folder: &Path) -> PathBuf {
-    let t5 = T5Config {
-        vocab: 32128,
-        width: 128,
-        heads: 2,
-        head_dim: 64,
-        ff: 256,
-        layers: 1,
-        ..T5Config::xxl()
-    };
-    let clip = ClipConfig { width: 64, heads: 1, ff: 256, layers: 1, ..ClipConfig::large() };
-    let vae = VaeConfig { channels: vec![32, 64], blocks: 1, ..VaeConfig::flux() };
     let more = json!({ "tokenizer_2": { "model_max_length": 8 },
         "generation": { "num_inference_steps": 2, "width": 32, "height": 32 } });
+    let spec = checkpoint(&small_flux(), &small_t5(1), &small_clip(1), &small_vae(), more);
     let path = folder.join("small.safetensors");
-    synth::write(&spec(&small_flux(), &t5, &clip, &vae, more), &path).unwrap();
+    synth::write(&spec, &path).unwrap();
     path
 }
 
@@ -105,17 +55,7 @@ fn streamed_equals_resident_and_pinned_memory_is_bounded() {
     let ram = named(&plan(&["--ram", "1M"]).unwrap(), "--ram");
     let streamed = |more: &[&str]| {
         let plan = plan(&[&["--json"], more].concat()).unwrap().succeeded().json();
-        let denoise = plan["phases"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .find(|p| p["phase"] == "denoise")
-            .unwrap()
-            .clone();
-        (
-            denoise["streamed_bytes_per_run"].as_u64().unwrap(),
-            plan["pinned_bytes"].as_u64().unwrap(),
-        )
+        (streamed_bytes(&plan), plan["pinned_bytes"].as_u64().unwrap())
     };
     assert_eq!(streamed(&[]).0, 0, "all of it stays where there is room");
     let (bytes, may_pin) = streamed(&["--vram", &vram, "--ram", &ram]);
@@ -155,7 +95,8 @@ fn streamed_equals_resident_and_pinned_memory_is_bounded() {
 
 /// A checkpoint of full size as a sparse file of zeros.
 fn full_size(path: &Path, flux: &FluxConfig) {
-    let spec = spec(flux, &T5Config::xxl(), &ClipConfig::large(), &VaeConfig::flux(), json!({}));
+    let (t5, clip, vae) = (T5Config::xxl(), ClipConfig::large(), VaeConfig::flux());
+    let spec = checkpoint(flux, &t5, &clip, &vae, json!({}));
     synth::write_hollow(&spec, path).unwrap();
 }
 
@@ -177,46 +118,68 @@ fn klein(path: &Path) {
     synth::write_hollow(&spec, path).unwrap();
 }
 
-/// FLUX.2 [klein] 4B in FP8 at 1024x1024 on cards of 8, 6 and 4 GB, everything included: at 8 GB
-/// and at 6 GB nothing is streamed while denoising; at 4 GB a part of the blocks is. As the test
-/// below, with the text encoder and the autoencoder.
+/// Memory of a context, in bytes.
+const CONTEXT: u64 = 300 << 20;
+
+/// An image of 1024x1024 as it was planned, and as it was drawn.
+struct Drawn {
+    plan: Value,
+    ran: Ran,
+    /// Peak device memory, in bytes.
+    peak: u64,
+}
+
+/// Plans and draws an image of 1024x1024 with `model` on the card of `settings`, which has
+/// `gigabytes` GB. Checks that this is enough and that the peak is the planned one. Allocations and
+/// copies are the real ones; kernels are counted, not run (a step would take a day).
+#[track_caller]
+fn draw_on_card(settings: &str, gigabytes: u64, model: &Path, more: &[&str]) -> Option<Drawn> {
+    let out = model.with_extension("png");
+    let (path, vram) = (model.to_str().unwrap(), format!("{gigabytes}G"));
+    let settings =
+        format!("{settings},context={CONTEXT},kernels=skip,copies=skip,checks=0,poison=0");
+    let request = ["a lighthouse", "--device", "cuda", "--model", path, "--vram", &vram];
+    let request = [&request[..], &["--size", "1024x1024", "--no-cache", "-q"], more].concat();
+    let plan = program(&settings, &[&["plan", "--json"], &request[..]].concat())?;
+    let plan = plan.succeeded().json();
+    let ran = program(&settings, &[&request[..], &["-o", out.to_str().unwrap()]].concat());
+    let ran = ran.unwrap().succeeded();
+    let peak = ran.line("device")["peak"].as_u64().unwrap();
+    assert!(peak <= gigabytes * 1_000_000_000, "{path}: {peak} bytes of {vram}");
+    let spared = plan["overhead_bytes"].as_u64().unwrap() - CONTEXT;
+    assert_eq!(plan["peak_bytes"], peak + spared, "{path} in {vram}: not as planned");
+    Some(Drawn { plan, ran, peak })
+}
+
+/// Bytes that are streamed in each step of denoising.
+#[track_caller]
+fn streamed_bytes(plan: &Value) -> u64 {
+    let phases = plan["phases"].as_array().unwrap();
+    let denoise = phases.iter().find(|p| p["phase"] == "denoise").unwrap();
+    denoise["streamed_bytes_per_run"].as_u64().unwrap()
+}
+
+/// FLUX.2 [klein] 4B in FP8 on cards of 8, 6 and 4 GB, with the text encoder and the autoencoder:
+/// at 8 GB and at 6 GB nothing is streamed while denoising; at 4 GB a part of the blocks is.
 #[test]
 fn klein_fits_in_8_gb_in_6_gb_and_streamed_in_4_gb() {
-    const CONTEXT: u64 = 300 << 20;
     let folder = temp_dir();
-    let (path, out) = (folder.path().join("klein.safetensors"), folder.path().join("out.png"));
+    let path = folder.path().join("klein.safetensors");
     klein(&path);
     for (gigabytes, streams) in [(8, false), (6, false), (4, true)] {
-        let settings = format!(
-            "visible=0,memory.0={}M,context={CONTEXT},kernels=skip,copies=skip,checks=0,poison=0",
-            gigabytes * 1_000_000_000 / (1 << 20)
-        );
-        let (path, vram) = (path.to_str().unwrap(), format!("{gigabytes}G"));
-        let request = ["a lighthouse", "--device", "cuda", "--model", path, "--vram", &vram];
-        let request = [&request[..], &["--size", "1024x1024", "--no-cache", "-q"]].concat();
-        let Some(plan) = program(&settings, &[&["plan", "--json"], &request[..]].concat()) else {
+        let settings = format!("visible=0,memory.0={}M", gigabytes * 1_000_000_000 / (1 << 20));
+        let Some(Drawn { plan, ran, peak }) = draw_on_card(&settings, gigabytes, &path, &[]) else {
             return;
         };
-        let plan = plan.succeeded().json();
         assert_eq!(plan["steps"], 4);
-        let phases = plan["phases"].as_array().unwrap();
-        let denoise = phases.iter().find(|p| p["phase"] == "denoise").unwrap();
-        let streamed = denoise["streamed_bytes_per_run"].as_u64().unwrap();
+        let streamed = streamed_bytes(&plan);
         assert_eq!(streamed > 0, streams, "{gigabytes} GB: {plan}");
-        let spared = plan["overhead_bytes"].as_u64().unwrap() - CONTEXT;
-        let ran = program(&settings, &[&request[..], &["-o", out.to_str().unwrap()]].concat())
-            .unwrap()
-            .succeeded();
-        let device = ran.line("device");
-        let peak = device["peak"].as_u64().unwrap();
-        assert!(peak <= gigabytes * 1_000_000_000, "{peak} bytes of {vram}");
-        assert_eq!(plan["peak_bytes"], peak + spared, "{vram}: not as planned");
         let kernels: Vec<&str> = ran.report.iter().filter_map(|v| v["kernel"].as_str()).collect();
         for kernel in ["attention_d128", "attention_d128_masked"] {
-            assert!(kernels.contains(&kernel), "{vram}: no {kernel} of {kernels:?}");
+            assert!(kernels.contains(&kernel), "{gigabytes} GB: no {kernel} of {kernels:?}");
         }
-        assert!(!kernels.contains(&"attention_any"), "{vram}: {kernels:?}");
-        println!("klein in {vram}: peak {peak}, {streamed} bytes streamed in a step");
+        assert!(!kernels.contains(&"attention_any"), "{gigabytes} GB: {kernels:?}");
+        println!("klein in {gigabytes} GB: peak {peak}, {streamed} bytes streamed in a step");
     }
 }
 
@@ -242,56 +205,30 @@ fn the_embeddings_of_klein_are_cached_on_disk() {
     assert_eq!(draw("a lighthouse at dusk", "3"), Some((false, true)));
 }
 
-/// FLUX.1 dev in 12 GB and schnell in 8 GB at 1024x1024, with text encoders and autoencoder, on
-/// cards that have no more memory. Allocations and copies are the real ones; kernels are counted,
-/// not run (a step would take a day).
+/// FLUX.1 dev in 12 GB and schnell in 8 GB, with text encoders and autoencoder, on cards that have
+/// no more memory.
 #[test]
 fn dev_fits_in_12_gb_and_schnell_in_8() {
-    const CONTEXT: u64 = 300 << 20;
     for (name, flux, card, gigabytes) in [
         ("dev", FluxConfig::dev(), "visible=0", 12),
         ("schnell", FluxConfig::schnell(), "visible=1", 8),
     ] {
         let folder = temp_dir();
-        let (path, out) =
-            (folder.path().join(format!("{name}.safetensors")), folder.path().join("out.png"));
+        let path = folder.path().join(format!("{name}.safetensors"));
         full_size(&path, &flux);
-        let settings =
-            format!("{card},context={CONTEXT},kernels=skip,copies=skip,checks=0,poison=0");
-        let (path, vram) = (path.to_str().unwrap(), format!("{gigabytes}G"));
-        let request = ["a lighthouse", "--device", "cuda", "--model", path, "--vram", &vram];
-        let request =
-            [&request[..], &["--size", "1024x1024", "--steps", "2", "--no-cache", "-q"]].concat();
-        let Some(plan) = program(&settings, &[&["plan", "--json"], &request[..]].concat()) else {
+        let Some(Drawn { plan, ran, peak }) =
+            draw_on_card(card, gigabytes, &path, &["--steps", "2"])
+        else {
             return;
         };
-        let plan = plan.succeeded().json();
         if name == "dev" {
             // All blocks of dev are resident: nothing is streamed while denoising.
-            let denoise = plan["phases"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .find(|p| p["phase"] == "denoise")
-                .unwrap();
-            assert_eq!(
-                (&plan["own_memory"], &denoise["streamed_bytes_per_run"]),
-                (&json!(true), &json!(0)),
-                "{plan}"
-            );
+            assert_eq!((&plan["own_memory"], streamed_bytes(&plan)), (&json!(true), 0), "{plan}");
         }
-        let spared = plan["overhead_bytes"].as_u64().unwrap() - CONTEXT;
-        let ran = program(&settings, &[&request[..], &["-o", out.to_str().unwrap()]].concat())
-            .unwrap()
-            .succeeded();
-        let device = ran.line("device");
-        let peak = device["peak"].as_u64().unwrap();
-        assert!(peak <= gigabytes * 1_000_000_000, "{name}: {peak} bytes of {vram}");
-        assert!(peak > gigabytes * 700_000_000, "{name}: only {peak} bytes of {vram} used");
-        assert_eq!(plan["peak_bytes"], peak + spared, "{name}: not as planned");
+        assert!(peak > gigabytes * 700_000_000, "{name}: only {peak} bytes of {gigabytes} GB used");
         // Besides the context there is one allocation at a time, and the phases share it.
-        let pieces: Vec<u64> =
-            device["allocations"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
+        let pieces = ran.line("device")["allocations"].as_array().unwrap();
+        let pieces: Vec<u64> = pieces.iter().map(|n| n.as_u64().unwrap()).collect();
         assert_eq!(pieces.iter().max(), Some(&(peak - CONTEXT)), "{name}: {pieces:?}");
         assert!(pieces.iter().all(|&n| n > 64 << 20) && pieces.len() <= 5, "{name}: {pieces:?}");
         let kernels = ran.report.iter().filter_map(|v| v["kernel"].as_str());

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 
 use crate::common::{psnr, temp_dir};
-pub use memory::{named, small_flux, spec};
+pub use memory::named;
 
 /// A run of the program that has ended.
 pub struct Ran {

@@ -1,8 +1,8 @@
 //! The tile of products of integers, for every width of vectors.
 
 /// Defines a function for `IntegerMicro::tile` with tiles of `MR` rows of two vectors: `$load`,
-/// `$store` and `$splat` are those of the vectors, and `$add` is the sum with the products of a
-/// word of w and one of x.
+/// `$store` and `$splat` are those of the vectors, and `$add` returns `$sum` plus the products of a
+/// word of w (`$w`) and one of x (`$x`).
 macro_rules! vector_tile {
     (
         $name:ident, $features:literal, ($load:ident, $store:ident, $splat:ident),
