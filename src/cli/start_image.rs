@@ -131,9 +131,9 @@ impl StartImage {
     }
 }
 
-/// Images that a model looks at, besides the one to start from. The files are read before the model
-/// is opened. All but styles are decoded afterwards, when the memory that is left of `--ram` and the
-/// sizes that the model reads are known.
+/// Images that a model looks at, besides the one to start from. The files are read before the
+/// model is opened. All but styles are decoded afterwards, when the memory that is left of `--ram`
+/// and the sizes that the model reads are known.
 pub struct SeenImages {
     references: Vec<(PathBuf, ImageFile)>,
     pub styles: Vec<Image>,

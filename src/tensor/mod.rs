@@ -98,8 +98,8 @@ impl fmt::Display for View {
     }
 }
 
-/// A handle to entry `id` of `Program::weights`, a matrix of `rows x cols`. How it is stored depends
-/// on the file.
+/// A handle to entry `id` of `Program::weights`, a matrix of `rows x cols`. How it is stored
+/// depends on the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Weight {
     /// Index in the list of weights.
