@@ -70,6 +70,7 @@ mod peak {
     use std::arch::asm;
     use std::time::Instant;
 
+    use flux_fast::backend::cpu::amx::Tiles;
     use flux_fast::backend::cpu::isa::Isa;
 
     const CHAINS: usize = 15;
@@ -114,11 +115,63 @@ mod peak {
     chains!(f32_512, "avx512f", "vfmadd231ps", "zmm");
     chains!(f32_256, "avx2,fma", "vfmadd231ps", "ymm");
 
+    /// Defines a loop of multiplications of tiles of AMX into four tiles. They hold random bytes: it
+    /// is slower than with zeros, because more power is needed.
+    macro_rules! tiles {
+        ($name:ident, $op:literal) => {
+            fn $name() {
+                let mut state = 1u64;
+                let bytes: Vec<u8> = (0..4096 + 64)
+                    .map(|i| {
+                        state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
+                        // Floats between 1/512 and 2, if they are pairs of bytes.
+                        let byte = (state >> 40) as u8;
+                        if i % 2 == 1 { 0x3b + (byte & 0x84) + (byte & 3) } else { byte }
+                    })
+                    .collect();
+                let start = bytes[bytes.as_ptr().align_offset(64)..].as_ptr();
+                // SAFETY: the processor and the system have AMX, as `of` checks.
+                let _tiles = unsafe { Tiles::configure() };
+                // SAFETY: four tiles of 1024 bytes are read; all tiles are listed.
+                unsafe {
+                    asm!(
+                        "tilezero tmm0", "tilezero tmm1", "tilezero tmm2", "tilezero tmm3",
+                        "2:",
+                        "tileloadd tmm4, [{at} + {row}]",
+                        "tileloadd tmm6, [{at} + {row} + 2048]",
+                        concat!($op, " tmm0, tmm4, tmm6"),
+                        "tileloadd tmm7, [{at} + {row} + 3072]",
+                        concat!($op, " tmm1, tmm4, tmm7"),
+                        "tileloadd tmm5, [{at} + {row} + 1024]",
+                        concat!($op, " tmm2, tmm5, tmm6"),
+                        concat!($op, " tmm3, tmm5, tmm7"),
+                        "dec {n}",
+                        "jnz 2b",
+                        n = inout(reg) ROUNDS / 8 => _,
+                        at = in(reg) start,
+                        row = in(reg) 64usize,
+                        out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                        out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                        options(nostack, readonly),
+                    );
+                }
+            }
+        };
+    }
+    tiles!(amx_bf16, "tdpbf16ps");
+    tiles!(amx_int8, "tdpbssd");
+
     /// The peak for the instruction set and arithmetic of a variant, by its name.
     pub fn of(name: &str) -> Option<f64> {
         let isa = Isa::detect();
         // SAFETY: the processor has the instruction set.
-        let (work, flops): (fn(), usize) = if name.contains("bf16_") && isa >= Isa::Avx512Bf16 {
+        let (work, flops): (fn(), usize) = if name.ends_with("amx") && isa >= Isa::Amx {
+            // An eighth of the rounds, of four products of 16 x 16 x 64 bytes.
+            match name.contains("bf16_") {
+                true => (amx_bf16, 4 * 2 * 16 * 16 * 32 / 8),
+                false => (amx_int8, 4 * 2 * 16 * 16 * 64 / 8),
+            }
+        } else if name.contains("bf16_") && isa >= Isa::Avx512Bf16 {
             (|| unsafe { bf16() }, CHAINS * 64)
         } else if name.ends_with("avx512vnni") && isa >= Isa::Avx512Vnni {
             // SAFETY: the processor has the instruction set.

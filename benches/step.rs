@@ -14,6 +14,7 @@ use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group};
 use flux_fast::backend::Backend;
 use flux_fast::backend::Compute;
+use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions};
 use flux_fast::dtype::DType;
 use flux_fast::model::SequenceShape;
@@ -68,10 +69,14 @@ fn measure(
         (DType::BF16, Compute::Int8),
         (DType::I8, Compute::Int8),
     ];
-    for (dtype, compute) in cases {
+    // With AMX also without it, for comparison.
+    let below = (Isa::detect() == Isa::Amx).then_some(Isa::Avx512Bf16);
+    let levels = [Some(None), below.map(Some)].into_iter().flatten();
+    for ((dtype, compute), isa) in
+        cases.into_iter().flat_map(|c| levels.clone().map(move |l| (c, l)))
+    {
         let mut backend =
-            CpuBackend::new(CpuOptions { threads: None, compute, kernels: vec![], isa: None })
-                .unwrap();
+            CpuBackend::new(CpuOptions { threads: None, compute, kernels: vec![], isa }).unwrap();
         let program = record(backend.caps().activation);
         let mut weights = weights::random(&program, dtype);
         if compute == Compute::Int8 {
@@ -92,7 +97,8 @@ fn measure(
         }
         group.throughput(Throughput::Elements(program.flops()));
         let how = if compute == Compute::Int8 { " in int8" } else { "" };
-        group.bench_function(format!("{name}{}{how}", dtype.name()), |b| {
+        let level = isa.map_or(String::new(), |isa| format!(" with {}", isa.name()));
+        group.bench_function(format!("{name}{}{how}{level}", dtype.name()), |b| {
             b.iter(|| session.run(false, &mut |_, _| ControlFlow::Continue(())).unwrap())
         });
     }

@@ -343,6 +343,7 @@ fn memory() -> Memory {
 
 #[cfg(target_arch = "x86_64")]
 fn instructions() -> Vec<&'static str> {
+    use crate::backend::cpu::amx::{Amx, amx};
     let sets = [
         ("avx2", is_x86_feature_detected!("avx2")),
         ("fma", is_x86_feature_detected!("fma")),
@@ -353,7 +354,12 @@ fn instructions() -> Vec<&'static str> {
         ("avx512vnni", is_x86_feature_detected!("avx512vnni")),
         ("avx512bf16", is_x86_feature_detected!("avx512bf16")),
     ];
-    sets.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect()
+    let amx = match amx() {
+        Amx::Usable => Some("amx"),
+        Amx::Refused => Some("amx (not permitted by the system)"),
+        Amx::Absent => None,
+    };
+    sets.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).chain(amx).collect()
 }
 
 #[cfg(not(target_arch = "x86_64"))]

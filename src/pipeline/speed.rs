@@ -203,6 +203,7 @@ fn distance(a: f64, b: f64) -> f64 {
 /// estimates between and below.
 pub fn assumed_cpu(threads: usize) -> f64 {
     let core = match Isa::detect() {
+        Isa::Amx => 1.5,
         Isa::Avx512Bf16 => 0.34,
         Isa::Avx512 | Isa::Avx512Vnni => 0.15,
         Isa::Avx2 => 0.09,

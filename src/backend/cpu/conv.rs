@@ -13,7 +13,7 @@
 
 use super::gemm::finish::Tail;
 use super::gemm::rows::{Row, WeightRows, decode};
-use super::gemm::{self, Columns, KC, MAX_LANES, Micro, NC, Words, aligned, share};
+use super::gemm::{self, Columns, MAX_LANES, Micro, NC, Words, aligned, share};
 use super::isa::Isa;
 use super::kernels::{Kernels, Product};
 use super::linear::{Variant, linear, linear_scratch};
@@ -25,6 +25,8 @@ use crate::tensor::HostWeight;
 
 /// The variants of [`Conv2d`], best first; [`choose`](super::linear::choose) returns one.
 pub const CONV2D: &[Variant] = &[
+    #[cfg(target_arch = "x86_64")]
+    Variant::new("conv2d_bf16_amx", &gemm::AMX),
     #[cfg(target_arch = "x86_64")]
     Variant::new("conv2d_bf16_avx512bf16", &gemm::AVX512BF16),
     #[cfg(target_arch = "x86_64")]
@@ -56,16 +58,17 @@ struct Blocks {
 
 impl Blocks {
     fn new(micro: &Micro, shape: &ConvShape) -> Blocks {
-        let tap_words = shape.in_channels.div_ceil(micro.per_word);
+        let kc = micro.blocking.kc;
+        let tap_words = micro.words(shape.in_channels);
         let words = tap_words * shape.kernel * shape.kernel;
-        let k_blocks = words.div_ceil(KC).max(1);
+        let k_blocks = words.div_ceil(kc).max(1);
         let w_panels = shape.out_channels.div_ceil(micro.nr);
         let task_panels = TASK_ROWS.div_ceil(micro.mr);
         let tile = micro.mr * micro.nr;
         let k = shape.in_channels * shape.kernel * shape.kernel;
         // A thread's area is used for f32 weight rows first (stored and reordered), then for packed
         // x and sums.
-        let x_words = task_panels * micro.mr * words.min(KC);
+        let x_words = task_panels * micro.mr * words.min(kc);
         let c_words = if k_blocks > 1 { tile * task_panels * w_panels } else { tile };
         Blocks {
             tap_words,
@@ -162,8 +165,9 @@ pub fn conv2d(
 /// The words `from .. from + words` of a block, and the position of its panels in the packed
 /// weight.
 fn block_range(b: &Blocks, micro: &Micro, block: usize) -> (usize, usize, usize) {
-    let from = block * KC;
-    (from, (b.words - from).min(KC), from * b.w_panels * micro.nr)
+    let kc = micro.blocking.kc;
+    let from = block * kc;
+    (from, (b.words - from).min(kc), from * b.w_panels * micro.nr)
 }
 
 /// Reorders and packs the whole weight as `[k block][panel][word][channel]`.
@@ -246,6 +250,8 @@ unsafe fn pixels(
     let packed = scratch.at(b.w_words + slot * (b.x_words + b.c_words));
     let sums: *mut f32 = packed.wrapping_add(b.x_words).cast();
     let source = Source::new(x, shape);
+    // SAFETY: the promise of the caller.
+    let _tiles = unsafe { micro.prepare() };
     for block in 0..b.k_blocks {
         let (from, words, place) = block_range(b, micro, block);
         for m in 0..panels {
@@ -263,7 +269,7 @@ unsafe fn pixels(
                 let c = word * micro.per_word;
                 let count = (channels - c).min(n * micro.per_word);
                 // SAFETY: rows of x have `channels` elements; each slot has an area of its own.
-                unsafe { (micro.pack)(&lanes[..mr], mr, c, count, to.wrapping_add(at * mr)) };
+                unsafe { (micro.pack_x)(&lanes[..mr], mr, c, count, to.wrapping_add(at * mr)) };
             });
         }
         for group in (0..b.w_panels).step_by(NC / nr) {

@@ -1,5 +1,10 @@
 //! Instruction sets of this processor, in the order in which the kernels prefer them.
 
+use std::sync::LazyLock;
+
+#[cfg(target_arch = "x86_64")]
+use super::amx::{Amx, amx};
+
 /// A level of vector instructions that some kernels need. Each level includes all levels before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Isa {
@@ -14,17 +19,23 @@ pub enum Isa {
     /// AVX512-BF16, and VBMI for byte table look-ups: bf16 products accumulated in f32 (Zen 4 and
     /// later, Sapphire Rapids and later).
     Avx512Bf16,
+    /// AMX with bf16 and bytes: products of tiles (Sapphire Rapids and later), where the operating
+    /// system lets this process use them.
+    Amx,
 }
 
 impl Isa {
     /// The highest level of this processor.
     pub fn detect() -> Isa {
-        *Self::available().last().unwrap_or(&Isa::Portable)
+        static BEST: LazyLock<Isa> =
+            LazyLock::new(|| *Isa::available().last().unwrap_or(&Isa::Portable));
+        *BEST
     }
 
     /// All levels of this processor, lowest first.
     pub fn available() -> Vec<Isa> {
-        let levels = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Vnni, Isa::Avx512Bf16];
+        use Isa::{Amx, Avx2, Avx512, Avx512Bf16, Avx512Vnni, Portable};
+        let levels = [Portable, Avx2, Avx512, Avx512Vnni, Avx512Bf16, Amx];
         levels.into_iter().take_while(|level| level.present()).collect()
     }
 
@@ -36,6 +47,7 @@ impl Isa {
             Isa::Avx512 => "avx512",
             Isa::Avx512Vnni => "avx512vnni",
             Isa::Avx512Bf16 => "avx512bf16",
+            Isa::Amx => "amx",
         }
     }
 
@@ -50,6 +62,7 @@ impl Isa {
             }
             Isa::Avx512Vnni => has!("avx512vnni"),
             Isa::Avx512Bf16 => has!("avx512bf16") && has!("avx512vbmi"),
+            Isa::Amx => amx() == Amx::Usable,
         }
     }
 

@@ -22,6 +22,9 @@ pub(crate) enum How {
     /// Like `Simd(Avx512)`, with products of pairs of bf16.
     #[cfg(target_arch = "x86_64")]
     Bf16,
+    /// Like `Bf16`, with products of tiles.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 /// One way to run an operation other than a matrix product.
@@ -58,6 +61,8 @@ impl Kernels {
 /// - `only`: the reference alone
 macro_rules! kernels {
     (bf16 $op:literal) => { kernels!(@list $op,
+        #[cfg(target_arch = "x86_64")]
+        ("_bf16_amx", Amx, Amx),
         #[cfg(target_arch = "x86_64")]
         ("_bf16_avx512bf16", Avx512Bf16, Bf16),
         #[cfg(target_arch = "x86_64")]
@@ -145,7 +150,7 @@ impl Choice {
 
 fn is_bf16(how: How) -> bool {
     #[cfg(target_arch = "x86_64")]
-    return how == How::Bf16;
+    return matches!(how, How::Bf16 | How::Amx);
     #[cfg(not(target_arch = "x86_64"))]
     return false;
 }

@@ -17,12 +17,16 @@ pub use super::product::{Variant, choose};
 /// The variants of [`Linear`], best first: those for floats, then those for integers.
 pub const LINEAR: &[Variant] = &[
     #[cfg(target_arch = "x86_64")]
+    Variant::new("linear_bf16_amx", &gemm::AMX),
+    #[cfg(target_arch = "x86_64")]
     Variant::new("linear_bf16_avx512bf16", &gemm::AVX512BF16),
     #[cfg(target_arch = "x86_64")]
     Variant::new("linear_f32_avx512", &gemm::AVX512),
     #[cfg(target_arch = "x86_64")]
     Variant::new("linear_f32_avx2", &gemm::AVX2),
     Variant::new("linear_f32_portable", &gemm::PORTABLE),
+    #[cfg(target_arch = "x86_64")]
+    Variant::of_integers("linear_int8_amx", Isa::Amx, &gemm::AVX512_LARGE, || &integers::AMX),
     #[cfg(target_arch = "x86_64")]
     Variant::of_integers("linear_int8_avx512vnni", Isa::Avx512Vnni, &gemm::AVX512, || {
         &integers::AVX512VNNI

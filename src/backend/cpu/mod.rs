@@ -7,6 +7,7 @@
 //! the program, the weights, the instruction set and the requested arithmetic.
 
 mod adapter;
+pub mod amx;
 mod arena;
 mod args;
 mod attention;

@@ -20,7 +20,7 @@ pub(super) fn quantise(int8: Int8, row: &mut [f32], out: &mut [i8]) -> f32 {
     match Isa::detect() {
         // SAFETY: the processor has the features.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => unsafe {
             x86::quantise_avx512(int8, row, out)
         },
         // SAFETY: as above.
@@ -54,7 +54,7 @@ pub(super) fn quantise_stored(
     match Isa::detect() {
         // SAFETY: the processor has the features.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 => unsafe {
+        Isa::Avx512 | Isa::Avx512Vnni | Isa::Avx512Bf16 | Isa::Amx => unsafe {
             x86::stored_avx512(int8, (part, r, bytes), values, out)
         },
         // SAFETY: as above.

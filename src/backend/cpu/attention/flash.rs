@@ -11,14 +11,14 @@
 
 use super::super::args::AttentionArgs;
 use super::super::simd::{self, Simd};
-use super::tile::{Arith, tile};
+use super::tile::Arith;
 
 /// Keys in a block: a multiple of two vectors for every instruction set.
 pub(super) const KEYS: usize = 128;
 /// Queries in a chunk: a multiple of every `MR`.
 pub(super) const CHUNK: usize = 96;
 /// Rows of the largest register tile.
-const MAX_MR: usize = 12;
+const MAX_MR: usize = 32;
 
 /// Sizes of the packed operands of one head, in words or f32 (both are four bytes).
 #[derive(Debug, Clone, Copy)]
@@ -37,8 +37,13 @@ pub(super) struct Sizes {
 }
 
 impl Sizes {
-    pub(super) fn new(tokens: usize, dim: usize, per_word: usize, lanes: usize) -> Sizes {
-        let dim_words = dim.div_ceil(per_word);
+    /// For words of `per_word` elements, of which `step` are multiplied at once.
+    pub(super) fn new(
+        tokens: usize,
+        dim: usize,
+        (per_word, step, lanes): (usize, usize, usize),
+    ) -> Sizes {
+        let dim_words = dim.div_ceil(per_word).next_multiple_of(step);
         let dim_padded = dim.next_multiple_of(2 * lanes);
         Sizes {
             tokens,
@@ -97,7 +102,8 @@ pub(super) unsafe fn pack<A: Arith>(
         for key in 0..keys.next_multiple_of(width) {
             let panel = panels.add(key / width * width * s.dim_words + key % width);
             if key < keys {
-                scatter::<A>(a.k.row_ptr(row + key).add(col), 1.0, s, panel, width);
+                let from = a.k.row_ptr(row + key).add(col);
+                scatter::<A>(from, 1.0, s, |w, word| *panel.add(w * width) = word);
             } else {
                 (0..s.dim_words).for_each(|w| *panel.add(w * width) = 0);
             }
@@ -134,22 +140,30 @@ pub(super) unsafe fn pack<A: Arith>(
     }
 }
 
-/// Writes the head's row at `from`, times `factor`, as words that are `step` words apart.
+/// Calls `put` with the number of each word of the head's row at `from`, times `factor`, and the
+/// word: zeros after the last element.
 #[inline(always)]
-unsafe fn scatter<A: Arith>(from: *const f32, factor: f32, s: &Sizes, to: *mut u32, step: usize) {
+unsafe fn scatter<A: Arith>(
+    from: *const f32,
+    factor: f32,
+    s: &Sizes,
+    mut put: impl FnMut(usize, u32),
+) {
     let mut words = [0u32; 16];
     let per_vector = A::S::LANES / A::PER_WORD;
-    // SAFETY: the row has `dim` elements, and `to` its words; a vector fits the buffer.
+    // SAFETY: the row has `dim` elements; a vector fits the buffer.
     unsafe {
         for d in (0..s.dim).step_by(A::S::LANES) {
             let x = A::S::mul(simd::at::<A::S>(from, d, s.dim), A::S::splat(factor));
             A::store(words.as_mut_ptr().cast(), 0, x);
             let at = d / A::PER_WORD;
             for (w, word) in words.iter().enumerate().take(per_vector.min(s.dim_words - at)) {
-                *to.add((at + w) * step) = *word;
+                put(at + w, *word);
             }
         }
     }
+    let written = s.dim.div_ceil(A::S::LANES) * per_vector;
+    (written..s.dim_words).for_each(|w| put(w, 0));
 }
 
 /// The memory of one thread for a chunk.
@@ -217,7 +231,7 @@ pub(super) unsafe fn chunk<A: Arith, const MR: usize>(
     }
 }
 
-/// Packs queries times scale and log2(e): word (w, row) of each panel, zeros beyond the last query.
+/// Packs queries times scale and log2(e) to panels, with zeros beyond the last query.
 #[inline(always)]
 unsafe fn pack_queries<A: Arith, const MR: usize>(
     a: &AttentionArgs,
@@ -232,12 +246,13 @@ unsafe fn pack_queries<A: Arith, const MR: usize>(
     for row in 0..rows.next_multiple_of(MR) {
         // SAFETY: rows and columns are within q; each panel has MR * dim_words words.
         unsafe {
-            let panel = to.add(row / MR * MR * s.dim_words + row % MR);
+            let panel = to.add(row / MR * MR * s.dim_words);
+            let put = |w: usize, word: u32| *panel.add(A::query_at::<MR>(row % MR, w)) = word;
             if row < rows {
                 let from = a.q.row_ptr(image * a.queries() + first + row).add(head * s.dim);
-                scatter::<A>(from, scale, s, panel, MR);
+                scatter::<A>(from, scale, s, put);
             } else {
-                (0..s.dim_words).for_each(|w| *panel.add(w * MR) = 0);
+                (0..s.dim_words).for_each(|w| put(w, 0));
             }
         }
     }
@@ -270,7 +285,7 @@ unsafe fn panel_block<A: Arith, const MR: usize>(
         let keys_at = packed.add(block * s.key_block);
         for p in 0..padded / width {
             let b = keys_at.add(p * width * s.dim_words);
-            tile::<A, MR, 1, MR>(s.dim_words, queries, b, None, area.scores.add(p * width), KEYS);
+            A::scores::<MR>(s.dim_words, queries, b, area.scores.add(p * width));
         }
         for i in 0..MR {
             let row = panel * MR + i;
@@ -293,14 +308,7 @@ unsafe fn panel_block<A: Arith, const MR: usize>(
         for p in 0..s.dim_padded / width {
             let (b, c) = (values.add(p * panel_words), sums.add(p * width));
             let weights = area.scores.cast::<u32>();
-            tile::<A, MR, KEYS, 1>(
-                padded / A::PER_WORD,
-                weights,
-                b,
-                Some(area.keep),
-                c,
-                s.dim_padded,
-            );
+            A::values::<MR>(padded / A::PER_WORD, weights, b, area.keep, c, s.dim_padded);
         }
     }
 }

@@ -6,6 +6,8 @@ mod tile;
 
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx::{STEP, SUMS, Tiles};
 use super::args::AttentionArgs;
 use super::kernels::{How, Kernels, kernels};
 use super::simd::{Four, Kernel, Lanes, Simd};
@@ -72,14 +74,26 @@ unsafe fn run_bf16(work: Work) {
     unsafe { work.run_as::<tile::Bf16, 12>() }
 }
 
-/// Elements of a word and lanes of a vector.
-fn shape(how: How) -> (usize, usize) {
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+unsafe fn run_amx(work: Work) {
+    // SAFETY: the features are enabled here; the caller guarantees the rest.
+    unsafe {
+        let _tiles = Tiles::configure();
+        work.run_as::<tile::Amx, SUMS>()
+    }
+}
+
+/// Elements of a word, words that are multiplied at once, and lanes of a vector.
+fn shape(how: How) -> (usize, usize, usize) {
     match how {
         #[cfg(target_arch = "x86_64")]
-        How::Bf16 => (2, 16),
-        How::Simd(Lanes::Avx512) => (1, 16),
-        How::Simd(Lanes::Avx2) => (1, 8),
-        _ => (1, Four::LANES),
+        How::Amx => (2, STEP, 16),
+        #[cfg(target_arch = "x86_64")]
+        How::Bf16 => (2, 1, 16),
+        How::Simd(Lanes::Avx512) => (1, 1, 16),
+        How::Simd(Lanes::Avx2) => (1, 1, 8),
+        _ => (1, 1, Four::LANES),
     }
 }
 
@@ -96,8 +110,7 @@ pub(crate) fn scratch_bytes(
     if how == How::Reference {
         return 0;
     }
-    let (per_word, lanes) = shape(how);
-    let sizes = Sizes::new(tokens, head_dim, per_word, lanes);
+    let sizes = Sizes::new(tokens, head_dim, shape(how));
     threads * (sizes.head(bias) + sizes.thread()) * 4 + 64
 }
 
@@ -127,8 +140,7 @@ pub(crate) fn attention(how: How, a: &AttentionArgs, scratch: &mut [u8]) {
         return;
     }
     let threads = rayon::current_num_threads();
-    let (per_word, lanes) = shape(how);
-    let sizes = Sizes::new(tokens, dim, per_word, lanes);
+    let sizes = Sizes::new(tokens, dim, shape(how));
     let head_words = sizes.head(a.bias.is_some());
     let needed = scratch_bytes(how, tokens, dim, a.bias.is_some(), threads);
     assert!(
@@ -149,6 +161,8 @@ pub(crate) fn attention(how: How, a: &AttentionArgs, scratch: &mut [u8]) {
             match how {
                 #[cfg(target_arch = "x86_64")]
                 How::Bf16 => run_bf16(work),
+                #[cfg(target_arch = "x86_64")]
+                How::Amx => run_amx(work),
                 How::Simd(lanes) => lanes.run(work),
                 _ => Lanes::Portable.run(work),
             }

@@ -2,6 +2,7 @@
 //! bf16.
 
 use super::super::simd::Simd;
+use super::flash::KEYS;
 
 /// How products are computed. Operands are words of 32 bits: one f32, or two bf16 that are
 /// neighbours along the summed dimension. So both use the same loops and the same layouts.
@@ -26,6 +27,43 @@ pub(super) trait Arith {
     /// Stores the elements `at ..` of a row of words that starts at `row`; `at` is a multiple of
     /// `LANES`.
     unsafe fn store(row: *mut f32, at: usize, v: <Self::S as Simd>::V);
+
+    /// The place of word `word` of query `row` in a panel of `MR` queries.
+    #[inline(always)]
+    fn query_at<const MR: usize>(row: usize, word: usize) -> usize {
+        word * MR + row
+    }
+
+    /// The scores of `MR` queries for a panel of keys. Rows of scores are `KEYS` apart.
+    #[inline(always)]
+    unsafe fn scores<const MR: usize>(
+        words: usize,
+        queries: *const u32,
+        keys: *const u32,
+        scores: *mut f32,
+    ) where
+        Self: Sized,
+    {
+        // SAFETY: the caller passes panels of `words` words and runs with the features of Self.
+        unsafe { tile::<Self, MR, 1, MR>(words, queries, keys, None, scores, KEYS) }
+    }
+
+    /// Multiplies sums with `keep` for each row, and adds the values of a panel of columns times
+    /// their weights. Rows of weights are `KEYS` words apart, those of sums `pitch`.
+    #[inline(always)]
+    unsafe fn values<const MR: usize>(
+        words: usize,
+        weights: *const u32,
+        values: *const u32,
+        keep: *const f32,
+        sums: *mut f32,
+        pitch: usize,
+    ) where
+        Self: Sized,
+    {
+        // SAFETY: as above.
+        unsafe { tile::<Self, MR, KEYS, 1>(words, weights, values, Some(keep), sums, pitch) }
+    }
 }
 
 /// Products in f32 with the vectors of `S`.
@@ -68,12 +106,13 @@ impl<S: Simd> Arith for F32<S> {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use bf16::Bf16;
+pub(super) use bf16::{Amx, Bf16};
 
 #[cfg(target_arch = "x86_64")]
 mod bf16 {
+    use super::super::super::amx::{Rows, STEP, SUMS, sums_of_bf16};
     use super::super::super::simd::x86::Avx512;
-    use super::Arith;
+    use super::{Arith, KEYS};
     use std::arch::x86_64::*;
 
     /// Products of bf16 pairs, AVX512-BF16.
@@ -123,6 +162,90 @@ mod bf16 {
             unsafe {
                 let halves = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
                 _mm256_storeu_si256(row.cast::<u16>().add(at).cast(), halves);
+            }
+        }
+    }
+
+    /// Products of bf16 in the tiles of AMX. Panels have 32 queries, as `[step][query][word]`.
+    pub(in super::super) struct Amx;
+
+    impl Arith for Amx {
+        type S = Avx512;
+        type Words = __m512bh;
+        const PER_WORD: usize = 2;
+
+        #[inline(always)]
+        unsafe fn pair(first: __m512, second: __m512) -> __m512bh {
+            // SAFETY: the promise of the caller.
+            unsafe { Bf16::pair(first, second) }
+        }
+        #[inline(always)]
+        unsafe fn broadcast(from: *const u32) -> __m512bh {
+            // SAFETY: the promise of the caller.
+            unsafe { Bf16::broadcast(from) }
+        }
+        #[inline(always)]
+        unsafe fn load(from: *const u32) -> __m512bh {
+            // SAFETY: the promise of the caller.
+            unsafe { Bf16::load(from) }
+        }
+        #[inline(always)]
+        unsafe fn store_words(to: *mut u32, words: __m512bh) {
+            // SAFETY: the promise of the caller.
+            unsafe { Bf16::store_words(to, words) }
+        }
+        #[inline(always)]
+        unsafe fn dot(sum: __m512, a: __m512bh, b: __m512bh) -> __m512 {
+            // SAFETY: the promise of the caller.
+            unsafe { Bf16::dot(sum, a, b) }
+        }
+        #[inline(always)]
+        unsafe fn store(row: *mut f32, at: usize, v: __m512) {
+            // SAFETY: the promise of the caller.
+            unsafe { Bf16::store(row, at, v) }
+        }
+        #[inline(always)]
+        fn query_at<const MR: usize>(row: usize, word: usize) -> usize {
+            (word / STEP * MR + row) * STEP + word % STEP
+        }
+        #[inline(always)]
+        unsafe fn scores<const MR: usize>(
+            words: usize,
+            queries: *const u32,
+            keys: *const u32,
+            scores: *mut f32,
+        ) {
+            const { assert!(MR == SUMS) };
+            // SAFETY: the caller configured tiles and passes whole steps, which `Sizes` ensures.
+            unsafe {
+                let queries = Rows::packed(queries);
+                sums_of_bf16(words / STEP, queries, keys, scores.cast(), KEYS, false);
+            }
+        }
+        #[inline(always)]
+        unsafe fn values<const MR: usize>(
+            words: usize,
+            weights: *const u32,
+            values: *const u32,
+            keep: *const f32,
+            sums: *mut f32,
+            pitch: usize,
+        ) {
+            // SAFETY: as above; sums have MR rows, and weights rows that are `KEYS` words apart.
+            unsafe {
+                for i in 0..MR {
+                    let factor = *keep.add(i);
+                    // Most maxima stay the same after the first blocks.
+                    if factor != 1.0 {
+                        for at in [0, 16] {
+                            let sum = sums.add(i * pitch + at);
+                            let kept = _mm512_mul_ps(_mm512_loadu_ps(sum), _mm512_set1_ps(factor));
+                            _mm512_storeu_ps(sum, kept);
+                        }
+                    }
+                }
+                let weights = Rows { at: weights, row: KEYS, step: STEP };
+                sums_of_bf16(words / STEP, weights, values, sums.cast(), pitch, true);
             }
         }
     }

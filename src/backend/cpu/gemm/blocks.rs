@@ -2,8 +2,6 @@
 
 use super::Micro;
 
-/// Words of k in a block.
-pub const KC: usize = 192;
 /// Maximum number of rows of w in a task. Arrays on the stack have this size.
 pub const NC: usize = 256;
 /// Maximum number of rows of x that are packed at once.
@@ -39,10 +37,11 @@ impl Blocks {
         n: usize,
         threads: usize,
     ) -> Blocks {
-        let words = k.div_ceil(micro.per_word);
-        let k_blocks = words.div_ceil(KC).max(1);
-        let side_words = side.div_ceil(micro.per_word);
-        let side_blocks = side_words.div_ceil(KC);
+        let kc = micro.blocking.kc;
+        let words = micro.words(k);
+        let k_blocks = words.div_ceil(kc).max(1);
+        let side_words = micro.words(side);
+        let side_blocks = side_words.div_ceil(kc);
         let all_panels = rows.div_ceil(micro.mr);
         let passes = rows.div_ceil(ROWS).max(1);
         let panels = all_panels.div_ceil(passes);
@@ -51,7 +50,8 @@ impl Blocks {
         // with the arithmetic.
         let tasks =
             |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
-        let (mut nc, mut task_panels) = (NC, panels);
+        let parts = panels.div_ceil((micro.blocking.rows / micro.mr).max(1)).max(1);
+        let (mut nc, mut task_panels) = (NC, panels.div_ceil(parts));
         let want = if threads == 1 { 1 } else { 4 * threads };
         while tasks(nc, task_panels) < want && nc > 4 * micro.nr {
             nc /= 2;
@@ -62,7 +62,7 @@ impl Blocks {
         while tasks(nc, task_panels) < want && nc > micro.nr {
             nc = (nc / 2).next_multiple_of(micro.nr);
         }
-        let kc = words.max(side_words).min(KC);
+        let kc = words.max(side_words).min(kc);
         let tile = micro.mr * micro.nr;
         let c_words =
             if k_blocks + side_blocks > 1 { tile * task_panels * (nc / micro.nr) } else { tile };
@@ -86,7 +86,7 @@ impl Blocks {
     }
 }
 
-/// At most `KC` words of k.
+/// A block of k: at most `Blocking::kc` words.
 pub struct KBlock {
     /// Elements `from .. from + len`.
     pub from: usize,
@@ -104,18 +104,11 @@ impl KBlock {
     /// The blocks of `k` elements, in order. The operand is packed from word `base` of the scratch
     /// on; `side` says whether it is that of a side.
     pub fn all(micro: &Micro, k: usize, base: usize, side: bool) -> impl Iterator<Item = KBlock> {
-        let per_word = micro.per_word;
+        let (per_word, kc) = (micro.per_word, micro.blocking.kc);
         // If there is no k, there is still one block, which sets the sums to 0.
-        (0..k.max(1)).step_by(KC * per_word).map(move |from| {
-            let len = (k - from).min(KC * per_word);
-            KBlock {
-                from,
-                len,
-                first_word: from / per_word,
-                words: len.div_ceil(per_word),
-                base,
-                side,
-            }
+        (0..k.max(1)).step_by(kc * per_word).map(move |from| {
+            let len = (k - from).min(kc * per_word);
+            KBlock { from, len, first_word: from / per_word, words: micro.words(len), base, side }
         })
     }
 }

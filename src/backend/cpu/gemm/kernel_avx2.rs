@@ -3,11 +3,11 @@
 use std::arch::x86_64::*;
 
 use super::super::isa::Isa;
-use super::Micro;
 use super::dot::{Dot, dot_f32};
 use super::finish::{Finish, finish};
 use super::kernel_portable::pack_f32;
 use super::rows::{self, Expanded, Row};
+use super::{Blocking, Micro};
 use crate::dtype::DType;
 
 /// F32 products with AVX2 and FMA.
@@ -16,8 +16,11 @@ pub static AVX2: Micro = Micro {
     mr: MR,
     nr: NR,
     per_word: 1,
+    blocking: Blocking::VECTORS,
+    tiles: false,
     tile,
     pack: pack_avx2,
+    pack_x: pack_avx2,
     expand: expand_avx2,
     finish: finish_avx2,
     dot: dot_avx2,

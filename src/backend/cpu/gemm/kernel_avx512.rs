@@ -4,10 +4,10 @@
 use std::arch::x86_64::*;
 
 use super::super::isa::Isa;
-use super::Micro;
 use super::dot::{Dot, dot_f32};
 use super::finish::{Finish, finish};
 use super::rows::{Expanded, Row};
+use super::{Blocking, Micro};
 use crate::dtype::DType;
 
 /// F32 products with AVX-512.
@@ -16,20 +16,50 @@ pub static AVX512: Micro = Micro {
     mr: MR,
     nr: NR,
     per_word: 1,
+    blocking: Blocking::VECTORS,
+    tiles: false,
     tile,
     pack: pack_avx512,
+    pack_x: pack_avx512,
     expand: expand_avx512,
     finish: finish_avx512,
     dot: dot_avx512,
 };
 
+/// The same with the tiles of AMX, for the sides of its products of integers.
+pub static AVX512_LARGE: Micro = Micro { mr: LARGE, tile: large_tile, ..AVX512 };
+
 pub const MR: usize = 14;
 pub const NR: usize = 32;
+const LARGE: usize = 32;
+
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn large_tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bool) {
+    for row in (0..LARGE).step_by(8) {
+        // SAFETY: the caller of `Micro::tile` guarantees panels of `words` words and a tile of LARGE
+        // x NR.
+        unsafe { rows_tile::<8, LARGE>(words, a.add(row), b, c.add(row * NR), more) }
+    }
+}
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bool) {
-    let mut sums = [[_mm512_setzero_ps(); 2]; MR];
     // SAFETY: the caller of `Micro::tile` guarantees panels of `words` words and a tile of MR x NR.
+    unsafe { rows_tile::<MR, MR>(words, a, b, c, more) }
+}
+
+/// `ROWS` rows of a tile, with `LANES` words from one word of a row of x to the next.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn rows_tile<const ROWS: usize, const LANES: usize>(
+    words: usize,
+    a: *const u32,
+    b: *const u32,
+    c: *mut f32,
+    more: bool,
+) {
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    // SAFETY: the caller guarantees panels of `words` words and ROWS x NR sums.
     unsafe {
         if more {
             for (i, s) in sums.iter_mut().enumerate() {
@@ -40,7 +70,7 @@ unsafe fn tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bo
             let b0 = _mm512_loadu_ps(b.add(k * NR).cast());
             let b1 = _mm512_loadu_ps(b.add(k * NR + 16).cast());
             for (i, s) in sums.iter_mut().enumerate() {
-                let x = _mm512_set1_ps(a.add(k * MR + i).cast::<f32>().read());
+                let x = _mm512_set1_ps(a.add(k * LANES + i).cast::<f32>().read());
                 s[0] = _mm512_fmadd_ps(x, b0, s[0]);
                 s[1] = _mm512_fmadd_ps(x, b1, s[1]);
             }

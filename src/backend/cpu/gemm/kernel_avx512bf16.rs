@@ -11,7 +11,7 @@ use super::kernel_avx512::{
     low_bits, pack_words,
 };
 use super::rows::Row;
-use super::{FEW, Micro, NC};
+use super::{Blocking, FEW, Micro, NC};
 use crate::dtype::DType;
 
 /// BF16 products with AVX-512 BF16.
@@ -20,8 +20,11 @@ pub static AVX512BF16: Micro = Micro {
     mr: MR,
     nr: NR,
     per_word: 2,
+    blocking: Blocking::VECTORS,
+    tiles: false,
     tile,
     pack: pack_bf16,
+    pack_x: pack_bf16,
     expand: expand_avx512,
     finish: finish_avx512,
     dot: dot_bf16,
@@ -97,7 +100,7 @@ const fn e4m3_bytes(byte: usize) -> [u8; 128] {
 /// The elements whose bit is set must be readable and stored as `T`, or as `mixed` if T is `MIXED`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
-unsafe fn load_bf16<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512i {
+pub unsafe fn load_bf16<const T: u8>(at: *const u8, mask: u32, mixed: DType) -> __m512i {
     // SAFETY: masked loads read no element whose bit is 0; vectors of bf16 are 512 bits.
     unsafe {
         let round = |low: __m512, high: __m512| std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
@@ -163,7 +166,7 @@ static TWICE: [u8; 64] = {
 };
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
-unsafe fn pack_bf16(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut u32) {
+pub unsafe fn pack_bf16(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut u32) {
     // SAFETY: as above; `load_bf16::<T>` fits rows of type T.
     unsafe {
         match common_type(rows) {
@@ -190,7 +193,7 @@ unsafe fn pack_bf16(rows: &[Row], lanes: usize, k: usize, count: usize, to: *mut
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx512vbmi")]
-unsafe fn dot_bf16(d: Dot) {
+pub unsafe fn dot_bf16(d: Dot) {
     // SAFETY: as above.
     unsafe {
         match common_type(d.w) {

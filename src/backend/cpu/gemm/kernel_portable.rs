@@ -2,10 +2,10 @@
 //! vectorises with the instructions of the target.
 
 use super::super::isa::Isa;
-use super::Micro;
 use super::dot::dot_portable;
 use super::finish::{Finish, finish};
 use super::rows::{Expanded, Row, decode};
+use super::{Blocking, Micro};
 
 /// F32 products on any processor.
 pub static PORTABLE: Micro = Micro {
@@ -13,8 +13,11 @@ pub static PORTABLE: Micro = Micro {
     mr: MR,
     nr: NR,
     per_word: 1,
+    blocking: Blocking::VECTORS,
+    tiles: false,
     tile,
     pack: pack_portable,
+    pack_x: pack_portable,
     expand: expand_portable,
     finish: finish_portable,
     dot: dot_portable,

@@ -32,6 +32,8 @@ pub mod dot;
 pub mod finish;
 pub mod integers;
 #[cfg(target_arch = "x86_64")]
+mod kernel_amx;
+#[cfg(target_arch = "x86_64")]
 mod kernel_avx2;
 #[cfg(target_arch = "x86_64")]
 mod kernel_avx512;
@@ -47,6 +49,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
+use super::amx::Tiles;
 use super::isa::Isa;
 use super::matrix::{In, Out};
 use blocks::{Blocks, KBlock};
@@ -54,13 +57,15 @@ use finish::{Finish, Tail};
 use panels::{Cache, fetch, pack_w, pack_x};
 use rows::{Expanded, Row, WeightRows};
 
-pub use blocks::{KC, NC};
+pub use blocks::NC;
 pub use columns::Columns;
 
 #[cfg(target_arch = "x86_64")]
+pub use kernel_amx::AMX;
+#[cfg(target_arch = "x86_64")]
 pub use kernel_avx2::AVX2;
 #[cfg(target_arch = "x86_64")]
-pub use kernel_avx512::AVX512;
+pub use kernel_avx512::{AVX512, AVX512_LARGE};
 #[cfg(target_arch = "x86_64")]
 pub use kernel_avx512::{BF16, F8E4M3, F8E5M2, F16, F32, load_f32};
 #[cfg(target_arch = "x86_64")]
@@ -77,12 +82,19 @@ pub struct Micro {
     pub nr: usize,
     /// Elements of k in a word: 1 (f32) or 2 (bf16).
     pub per_word: usize,
+    /// How it divides a product.
+    pub blocking: Blocking,
+    /// Whether `tile` needs the tiles of AMX.
+    pub tiles: bool,
     /// `tile(words, a, b, c, more)`: `c[mr x nr] (+)= a . b^T` over packed panels. Adds to c if
     /// `more`, else overwrites it.
     pub tile: unsafe fn(usize, *const u32, *const u32, *mut f32, bool),
     /// `pack(rows, lanes, k, count, to)`: elements `k .. k + count` of at most `lanes` rows, as
     /// `[word][lane]`. Lanes without a row are zero.
     pub pack: unsafe fn(&[Row], usize, usize, usize, *mut u32),
+    /// The same for rows of x, in the layout that `tile` expects of them: in AMX
+    /// `[step][row][word]`.
+    pub pack_x: unsafe fn(&[Row], usize, usize, usize, *mut u32),
     /// `expand(row, k, out)`: elements `k .. k + out.len()`, as f32, of a row that `pack` cannot
     /// load.
     pub expand: unsafe fn(&Expanded, usize, &mut [f32]),
@@ -90,6 +102,37 @@ pub struct Micro {
     pub finish: unsafe fn(*const f32, usize, Finish),
     /// Sums of few rows of x; see [`dot::Dot`].
     pub dot: unsafe fn(dot::Dot),
+}
+
+/// How a kernel divides a product.
+pub struct Blocking {
+    /// Panels have a multiple of this many words of k. Those after the last element are zero.
+    pub step: usize,
+    /// The most words of k in a block, a multiple of `step`.
+    pub kc: usize,
+    /// The most rows of x in a task.
+    pub rows: usize,
+}
+
+impl Blocking {
+    /// That of kernels with vectors.
+    pub const VECTORS: Blocking = Blocking { step: 1, kc: 192, rows: usize::MAX };
+}
+
+impl Micro {
+    /// The words of `k` elements in a panel.
+    pub fn words(&self, k: usize) -> usize {
+        k.div_ceil(self.per_word).next_multiple_of(self.blocking.step)
+    }
+
+    /// What `tile` needs in a thread, while the result exists.
+    ///
+    /// # Safety
+    /// The processor must have `self.isa`.
+    pub unsafe fn prepare(&self) -> Option<Tiles> {
+        // SAFETY: the level `isa::Amx` means that AMX can be used.
+        self.tiles.then(|| unsafe { Tiles::configure() })
+    }
 }
 
 /// The largest `mr` and `nr`.
@@ -268,8 +311,11 @@ unsafe fn rows_product(
         let tile_at = |m: usize, p: usize| {
             if blocks.len() > 1 { sums.wrapping_add((m * w_panels + p) * mr * nr) } else { sums }
         };
+        // SAFETY: the processor has what `micro` needs.
+        let _tiles = unsafe { micro.prepare() };
         let mut columns = Columns::new(w, bias, col, cols);
-        let mut buffer = vec![0.0; if expands { MAX_LANES * KC * micro.per_word } else { 0 }];
+        let mut buffer =
+            vec![0.0; if expands { MAX_LANES * micro.blocking.kc * micro.per_word } else { 0 }];
         for (i, block) in blocks.iter().enumerate() {
             let words = block.words;
             let w = side.filter(|_| block.side).map_or(w, |s| s.b);
@@ -283,7 +329,7 @@ unsafe fn rows_product(
                 }
                 columns.scale = [1.0; NC];
             }
-            // SAFETY: the rows have k elements; the scratch of the slot has `nc x KC` words.
+            // SAFETY: the rows have k elements; the scratch of the slot has `nc x kc` words.
             unsafe { pack_w(micro, block, w, (col, cols), expands, &mut buffer, packed) };
             for m in 0..task_panels {
                 for p in 0..w_panels {

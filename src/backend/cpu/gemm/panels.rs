@@ -15,7 +15,7 @@ pub unsafe fn pack_x(micro: &Micro, block: &KBlock, x: In, rows: (usize, usize),
         *lane = Row::of(x, rows.0 + i);
     }
     // SAFETY: the promise of the caller.
-    unsafe { (micro.pack)(lanes, micro.mr, block.from, block.len, to) };
+    unsafe { (micro.pack_x)(lanes, micro.mr, block.from, block.len, to) };
 }
 
 /// Packs the `cols` rows from `col` of `w` to panels. With `expands`, rows of types that the

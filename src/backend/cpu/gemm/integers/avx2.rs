@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use super::tile::vector_tile;
-use super::{IntegerMicro, IntegerPanel, Isa, pack, scale};
+use super::{IntegerMicro, IntegerPanel, Isa, KC, pack, scale};
 
 const MR: usize = 6;
 const NR: usize = 16;
@@ -15,15 +15,26 @@ pub static AVX2: IntegerMicro = IntegerMicro {
     isa: Isa::Avx2,
     per_word: 2,
     unsigned: false,
+    kc: KC,
+    kept_rows: usize::MAX,
+    w_bytes: usize::MAX,
+    tiles: false,
     tile,
     pack: pack_avx2::<2>,
+    pack_x: pack_avx2::<2>,
     scale: scale_avx2,
     floats: &super::super::AVX2,
 };
 
 /// Products of bytes with AVX-VNNI.
-static AVX_VNNI: IntegerMicro =
-    IntegerMicro { per_word: 4, unsigned: true, tile: tile_vnni, pack: pack_avx2::<4>, ..AVX2 };
+static AVX_VNNI: IntegerMicro = IntegerMicro {
+    per_word: 4,
+    unsigned: true,
+    tile: tile_vnni,
+    pack: pack_avx2::<4>,
+    pack_x: pack_avx2::<4>,
+    ..AVX2
+};
 
 /// The kernel for AVX-VNNI, if the processor has that.
 pub fn avx_vnni() -> Option<&'static IntegerMicro> {

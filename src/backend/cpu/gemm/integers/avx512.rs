@@ -5,7 +5,7 @@ use std::arch::x86_64::*;
 use super::super::kernel_avx512::{MR, NR, pack_words};
 use super::super::rows::Row;
 use super::tile::vector_tile;
-use super::{IntegerMicro, IntegerPanel, Isa, MAX_LANES, scale};
+use super::{IntegerMicro, IntegerPanel, Isa, KC, MAX_LANES, scale};
 use crate::dtype::DType;
 
 /// Products of bytes with AVX512-VNNI.
@@ -13,6 +13,10 @@ pub static AVX512VNNI: IntegerMicro = IntegerMicro {
     isa: Isa::Avx512Vnni,
     per_word: 4,
     unsigned: true,
+    kc: KC,
+    kept_rows: usize::MAX,
+    w_bytes: usize::MAX,
+    tiles: false,
     tile,
     pack,
     scale: scale_avx512,
@@ -27,7 +31,7 @@ vector_tile!(
 );
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn pack(panel: IntegerPanel) {
+pub unsafe fn pack(panel: IntegerPanel) {
     let IntegerPanel { rows, lanes, word, words, unsigned, to } = panel;
     let flip = _mm512_set1_epi32(if unsigned { 0x8080_8080_u32 as i32 } else { 0 });
     let mut all = [Row::ZEROS; MAX_LANES];
@@ -44,7 +48,7 @@ unsafe fn pack(panel: IntegerPanel) {
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-unsafe fn scale_avx512(tile: *mut i32, width: usize, factors: &[f32]) {
+pub unsafe fn scale_avx512(tile: *mut i32, width: usize, factors: &[f32]) {
     // SAFETY: the promise of the caller.
     unsafe { scale(tile, width, factors) }
 }

@@ -3,7 +3,7 @@
 use super::super::{MAX_LANES, NC};
 use super::IntegerMicro;
 
-/// Words of k in a block. Longer blocks than those of floats: a tile of integers is done so soon
+/// Words of k in a block of the kernels with vectors. Longer blocks than those of floats: a tile of integers is done so soon
 /// that adding its sums to memory would show (5 % with 192 words). 256 rows of w are 768 KiB then,
 /// which fit in L2.
 pub const KC: usize = 768;
@@ -25,6 +25,8 @@ pub struct Blocks {
     /// Row panels of x and rows of w in a task.
     pub task_panels: usize,
     pub nc: usize,
+    /// Row panels of x whose sums a task keeps at once.
+    pub kept_panels: usize,
     /// Words of the packed x, and with the packed t of a side and what belongs to the rows.
     pub x_words: usize,
     pub shared_words: usize,
@@ -47,7 +49,7 @@ impl Blocks {
         let (mr, nr) = (m.floats.mr, m.floats.nr);
         let row_bytes = k.next_multiple_of(PAD).max(PAD);
         let words = row_bytes / m.per_word;
-        let side_words = side.div_ceil(m.floats.per_word);
+        let side_words = m.floats.words(side);
         let passes = rows.div_ceil(ROWS).max(1);
         let panels = rows.div_ceil(mr).div_ceil(passes);
         // Enough tasks that threads finish at about the same time. Narrower tasks cost little;
@@ -56,14 +58,18 @@ impl Blocks {
             |nc: usize, task_panels: usize| n.div_ceil(nc) * panels.div_ceil(task_panels.max(1));
         let (mut nc, mut task_panels) = (NC.min(n.next_multiple_of(nr)), panels);
         let want = if threads == 1 { 1 } else { 4 * threads };
-        while tasks(nc, task_panels) < want && nc > nr {
+        while (tasks(nc, task_panels) < want && nc > nr)
+            || (nc > 2 * nr && nc * row_bytes > m.w_bytes)
+        {
             nc = (nc / 2).next_multiple_of(nr);
         }
         while tasks(nc, task_panels) < want && task_panels * mr > 128 {
             task_panels = task_panels.div_ceil(2);
         }
         let whole = |words: usize| words.next_multiple_of(16);
-        let one_tile = words <= KC && side == 0;
+        let one_tile = words <= m.kc && side == 0;
+        // The rows of a side take the memory of those of w, so that all sums must exist then.
+        let kept_panels = if side > 0 { task_panels } else { (m.kept_rows / mr).min(task_panels) };
         let x_words = whole(panels * mr * words);
         Blocks {
             row_bytes,
@@ -71,11 +77,12 @@ impl Blocks {
             panels,
             task_panels,
             nc,
+            kept_panels,
             x_words,
             // Behind the words: the scales of rows and the starts of their sums.
             shared_words: x_words + whole(panels * mr * side_words) + 2 * whole(panels * mr),
-            w_words: whole(nc * words.max(side_words.min(super::super::KC))),
-            c_words: whole(if one_tile { mr * nr } else { mr * task_panels * nc }),
+            w_words: whole(nc * words.max(side_words.min(m.floats.blocking.kc))),
+            c_words: whole(if one_tile { mr * nr } else { mr * kept_panels * nc }),
             row_words: whole(k) + MAX_LANES * row_bytes / 4,
         }
     }

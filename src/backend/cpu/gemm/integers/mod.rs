@@ -13,6 +13,8 @@
 //! with bytes that have one: w is stored as `q + 128`, and a sum begins with `-128 sum(q_x)`.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -24,11 +26,14 @@ mod tests;
 mod tile;
 
 #[cfg(target_arch = "x86_64")]
+pub use amx::AMX;
+#[cfg(target_arch = "x86_64")]
 pub use avx2::{AVX2, avx_vnni};
 #[cfg(target_arch = "x86_64")]
 pub use avx512::AVX512VNNI;
 pub use portable::PORTABLE;
 
+use super::super::amx::Tiles;
 use super::super::isa::Isa;
 use super::super::matrix::{In, Out};
 use super::finish::Tail;
@@ -47,11 +52,22 @@ pub struct IntegerMicro {
     pub per_word: usize,
     /// Whether 128 is added to the integers of w.
     pub unsigned: bool,
+    /// The most words of k in a block.
+    pub kc: usize,
+    /// The most rows of x whose sums a task keeps at once.
+    pub kept_rows: usize,
+    /// The most bytes of the packed rows of w of a task.
+    pub w_bytes: usize,
+    /// Whether `tile` needs the tiles of AMX.
+    pub tiles: bool,
     /// `tile(words, a, b, c, start)`: `c[mr x nr] (+)= a . b^T` over packed panels. Without `start`
     /// it adds to c; with it, sums of row `r` begin with `start[r]`.
     pub tile: unsafe fn(usize, *const u32, *const u32, *mut i32, Option<&[i32]>),
     /// Packs rows of integers.
     pub pack: unsafe fn(IntegerPanel),
+    /// The same for rows of x, in the layout that `tile` expects of them: in AMX
+    /// `[step][row][word]`.
+    pub pack_x: unsafe fn(IntegerPanel),
     /// `scale(tile, width, factors)`: turns the sums of row `r` to floats times `factors[r]`, in
     /// place.
     pub scale: unsafe fn(*mut i32, usize, &[f32]),
@@ -198,8 +214,8 @@ impl Pass<'_> {
 
     /// The blocks of k.
     fn blocks(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
-        let words = self.b.words;
-        (0..words).step_by(KC).map(move |first| (first, KC.min(words - first)))
+        let (words, kc) = (self.b.words, self.m.kc);
+        (0..words).step_by(kc).map(move |first| (first, kc.min(words - first)))
     }
 
     /// The words of x of one panel in the block of k that begins at word `first` and has `words`.
@@ -254,7 +270,7 @@ impl Pass<'_> {
             let (rows, (word, words)) = (&lanes[..mr], block);
             let panel = IntegerPanel { rows, lanes: mr, word, words, unsigned: false, to };
             // SAFETY: the rows are padded, and only this task uses the panel.
-            unsafe { (m.pack)(panel) };
+            unsafe { (m.pack_x)(panel) };
         }
         let Some(side) = self.side else { return };
         let count = mr.min(self.rows.1 - panel * mr);
@@ -312,39 +328,64 @@ impl Pass<'_> {
         let w_panels = cols.div_ceil(nr);
         let (packed, sums, ..) = self.slot(slot);
         let mut columns = Columns::of_ones(self.bias, col, cols);
-        // With one block and no side, a tile is finished at once, and the next takes its memory.
-        let keeps = self.b.words > KC || self.side.is_some();
+        let keeps = self.b.words > m.kc || self.side.is_some();
         // SAFETY: the promises of the caller.
         unsafe { self.pack_w(slot, (col, cols), &mut columns) };
-        for block in self.blocks() {
-            let last = block.0 + block.1 == self.b.words;
-            for (panel, p) in (0..count).flat_map(|i| (0..w_panels).map(move |p| (i, p))) {
-                let number = if keeps { panel * w_panels + p } else { 0 };
-                let tile = sums.wrapping_add(number * mr * nr);
-                let x = self.x_panel(block, top + panel, panels);
-                let w = packed.wrapping_add((block.0 * w_panels + p * block.1) * nr);
-                // Every tile prefetches a part of the next panel of x.
-                let part = (mr * block.1).div_ceil(w_panels);
-                let next = self.x_panel(block, (top + panel + 1).min(panels - 1), panels);
-                fetch(Cache::L2, next.wrapping_add(p * part), part);
-                let (scales, starts) = self.row_facts(top + panel);
-                // SAFETY: the panels were packed with these words, the facts of their rows were
-                // written, and only this slot uses the tile.
-                unsafe {
-                    let starts = std::slice::from_raw_parts(starts, mr);
-                    (m.tile)(block.1, x, w, tile, (block.0 == 0).then_some(starts));
-                    if last {
-                        (m.scale)(tile, nr, std::slice::from_raw_parts(scales, mr));
-                        if self.side.is_none() {
+        // SAFETY: the level `isa::Amx` means that AMX can be used.
+        let tiles = m.tiles.then(|| unsafe { Tiles::configure() });
+        for first in (0..count).step_by(self.b.kept_panels) {
+            let kept = first..count.min(first + self.b.kept_panels);
+            for block in self.blocks() {
+                let all = kept.clone().flat_map(|i| (0..w_panels).map(move |p| (i, p)));
+                for (i, (panel, p)) in all.enumerate() {
+                    // With one block and no side, a tile is finished at once, and the next takes
+                    // its memory.
+                    let number = if keeps { i } else { 0 };
+                    let tile = sums.wrapping_add(number * mr * nr);
+                    let w = packed.wrapping_add((block.0 * w_panels + p * block.1) * nr);
+                    // Every tile prefetches a part of the next panel of x.
+                    let part = (mr * block.1).div_ceil(w_panels);
+                    let next = self.x_panel(block, (top + panel + 1).min(panels - 1), panels);
+                    fetch(Cache::L2, next.wrapping_add(p * part), part);
+                    // SAFETY: the panels were packed with these words, the facts of their rows were
+                    // written, and only this slot uses the tile.
+                    unsafe {
+                        self.tile(block, top + panel, panels, w, tile);
+                        let last = block.0 + block.1 == self.b.words;
+                        if last && self.side.is_none() {
                             self.finish(&columns, tile.cast(), top + panel, p, cols);
                         }
                     }
                 }
             }
         }
+        drop(tiles);
         let Some(side) = self.side else { return };
         // SAFETY: as above; the tiles are floats now.
         unsafe { self.add_side(side, &mut columns, slot, (col, cols), (top, count), panels) };
+    }
+
+    /// The sums of a tile for one block: panel `panel` of x by the packed `w`. After the last block
+    /// they are floats, with the scales of the rows.
+    unsafe fn tile(
+        &self,
+        block: (usize, usize),
+        panel: usize,
+        panels: usize,
+        w: *const u32,
+        tile: *mut i32,
+    ) {
+        let (m, mr, nr) = (self.m, self.m.floats.mr, self.m.floats.nr);
+        let x = self.x_panel(block, panel, panels);
+        let (scales, starts) = self.row_facts(panel);
+        // SAFETY: the promises of the caller.
+        unsafe {
+            let starts = std::slice::from_raw_parts(starts, mr);
+            (m.tile)(block.1, x, w, tile, (block.0 == 0).then_some(starts));
+            if block.0 + block.1 == self.b.words {
+                (m.scale)(tile, nr, std::slice::from_raw_parts(scales, mr));
+            }
+        }
     }
 
     /// Adds the product of the side to all tiles of a task, and finishes them.

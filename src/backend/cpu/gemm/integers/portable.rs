@@ -1,7 +1,7 @@
 //! The kernel for any processor: plain loops over a tile of 4 x 16 sums of pairs of 16-bit
 //! integers, which the compiler vectorises with the instructions of the target.
 
-use super::{IntegerMicro, IntegerPanel, Isa, pack, scale};
+use super::{IntegerMicro, IntegerPanel, Isa, KC, pack, scale};
 
 const MR: usize = 4;
 const NR: usize = 16;
@@ -11,8 +11,13 @@ pub static PORTABLE: IntegerMicro = IntegerMicro {
     isa: Isa::Portable,
     per_word: 2,
     unsigned: false,
+    kc: KC,
+    kept_rows: usize::MAX,
+    w_bytes: usize::MAX,
+    tiles: false,
     tile,
     pack: pack_portable,
+    pack_x: pack_portable,
     scale: scale_portable,
     floats: &super::super::PORTABLE,
 };

@@ -13,6 +13,7 @@ fn runnable() -> Vec<(&'static str, &'static IntegerMicro)> {
         let has = Isa::available();
         all.extend(has.contains(&Isa::Avx2).then_some(("avx2", &AVX2)));
         all.extend(avx_vnni().map(|m| ("avx_vnni", m)));
+        all.extend(has.contains(&Isa::Amx).then_some(("amx", &AMX)));
         all.extend(has.contains(&Isa::Avx512Vnni).then_some(("avx512vnni", &AVX512VNNI)));
     }
     all
