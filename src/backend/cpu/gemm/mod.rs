@@ -105,6 +105,7 @@ pub struct Micro {
 }
 
 /// How a kernel divides a product.
+#[derive(Debug, Clone, Copy)]
 pub struct Blocking {
     /// Panels have a multiple of this many words of k. Those after the last element are zero.
     pub step: usize,

@@ -19,6 +19,7 @@ pub static AVX512VNNI: IntegerMicro = IntegerMicro {
     tiles: false,
     tile,
     pack,
+    pack_x: pack,
     scale: scale_avx512,
     floats: &super::super::AVX512,
 };
