@@ -6,9 +6,10 @@
 //! tokens, and one layer of Qwen3-4B. `picture`: the embedded model from prompt to pixels. On
 //! a GPU: `-- --device cuda` or `wgpu`.
 
+use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use criterion::measurement::WallTime;
 use criterion::{BenchmarkGroup, Criterion, Throughput, criterion_group};
@@ -20,7 +21,7 @@ use flux_fast::dtype::DType;
 use flux_fast::model::SequenceShape;
 use flux_fast::model::flux1::{DenoiseShape, denoise, rope};
 use flux_fast::model::{Flux2Config, FluxConfig, Qwen3Config, flux2, qwen3};
-use flux_fast::op::Program;
+use flux_fast::op::{Program, Step};
 use flux_fast::pipeline::Engine;
 use flux_fast::pipeline::request::{Options, Request};
 use flux_fast::stream::{Holdings, Session, Tenancy};
@@ -101,6 +102,30 @@ fn measure(
         group.bench_function(format!("{name}{}{how}{level}", dtype.name()), |b| {
             b.iter(|| session.run(false, &mut |_, _| ControlFlow::Continue(())).unwrap())
         });
+        by_operation(&program, &mut session);
+    }
+}
+
+/// Prints the time of each kind of operation: the sum of the least times of its steps in 5 runs.
+fn by_operation(program: &Program, session: &mut Session) {
+    let mut least = vec![f64::INFINITY; program.steps.len()];
+    for _ in 0..5 {
+        let mut start = Instant::now();
+        let mut each = |i: usize, _: &Step| {
+            least[i] = least[i].min(start.elapsed().as_secs_f64());
+            start = Instant::now();
+            ControlFlow::Continue(())
+        };
+        session.run(false, &mut each).unwrap();
+    }
+    let mut sums = BTreeMap::<&str, (f64, u64)>::new();
+    for (step, least) in program.steps.iter().zip(least) {
+        let sum = sums.entry(step.op.name()).or_default();
+        *sum = (sum.0 + least, sum.1 + step.op.flops());
+    }
+    for (name, (seconds, flops)) in sums {
+        let rate = flops as f64 / seconds / 1e9;
+        println!("    {name}: {:.1} ms, {rate:.0} G operations/s", seconds * 1e3);
     }
 }
 

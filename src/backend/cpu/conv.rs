@@ -296,11 +296,9 @@ unsafe fn pixels(
                         if block + 1 == b.k_blocks {
                             let col = (p - group) * nr;
                             let cols = nr.min(group_cols.1 - col);
-                            (micro.finish)(
-                                tile,
-                                nr,
-                                columns.finish(tail, out, row, mr.min(rows - row), col, cols),
-                            );
+                            let rows = mr.min(rows - row);
+                            let how = columns.finish(tail, out, row, rows, col, cols);
+                            micro.finish_tile(tile, how);
                         }
                     }
                 }

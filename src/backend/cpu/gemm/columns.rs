@@ -40,9 +40,14 @@ impl Columns {
     }
 
     /// Multiplies a tile of `width` columns with its scales. `col` is its first column among these.
-    pub fn scale_tile(&self, tile: &mut [f32], width: usize, col: usize) {
-        for row in tile.chunks_exact_mut(width) {
-            row.iter_mut().zip(&self.scale[col..]).for_each(|(sum, scale)| *sum *= scale);
+    /// With `turned`, the tile has them as rows.
+    pub fn scale_tile(&self, tile: &mut [f32], width: usize, col: usize, turned: bool) {
+        let scales = &self.scale[col..];
+        for (i, row) in tile.chunks_exact_mut(width).enumerate() {
+            match turned {
+                true => row.iter_mut().for_each(|sum| *sum *= scales[i]),
+                false => row.iter_mut().zip(scales).for_each(|(sum, scale)| *sum *= scale),
+            }
         }
     }
 

@@ -109,7 +109,7 @@ pub unsafe fn product(
             dot(words.at(x_words), side.t.cols(), &lanes[..cols], more.as_mut_ptr());
             for row in 0..rows {
                 let at = row * NC..row * NC + cols;
-                columns.scale_tile(&mut sums[at.clone()], cols, 0);
+                columns.scale_tile(&mut sums[at.clone()], cols, 0, false);
                 sums[at.clone()].iter_mut().zip(&more[at]).for_each(|(sum, more)| *sum += more);
             }
             columns.scale = [1.0; NC];

@@ -24,6 +24,7 @@ pub static AVX2: Micro = Micro {
     expand: expand_avx2,
     finish: finish_avx2,
     dot: dot_avx2,
+    turn: None,
 };
 
 const MR: usize = 6;

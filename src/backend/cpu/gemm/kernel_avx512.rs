@@ -24,6 +24,7 @@ pub static AVX512: Micro = Micro {
     expand: expand_avx512,
     finish: finish_avx512,
     dot: dot_avx512,
+    turn: None,
 };
 
 /// The same with the tiles of AMX, for the sides of its products of integers.
@@ -265,7 +266,7 @@ pub unsafe fn pack_words<const PER: usize>(
 /// Transposes 16 x 16 words.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-fn transpose(v: [__m512i; 16]) -> [__m512i; 16] {
+pub fn transpose(v: [__m512i; 16]) -> [__m512i; 16] {
     let zero = _mm512_setzero_si512();
     let (mut a, mut b) = ([zero; 16], [zero; 16]);
     // Within each 128-bit quarter, transpose 4 x 4 words: a[4g + j] has word j of rows 4g .. 4g +

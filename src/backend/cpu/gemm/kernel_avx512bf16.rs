@@ -28,6 +28,7 @@ pub static AVX512BF16: Micro = Micro {
     expand: expand_avx512,
     finish: finish_avx512,
     dot: dot_bf16,
+    turn: None,
 };
 
 #[inline]

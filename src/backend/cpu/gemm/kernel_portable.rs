@@ -21,6 +21,7 @@ pub static PORTABLE: Micro = Micro {
     expand: expand_portable,
     finish: finish_portable,
     dot: dot_portable,
+    turn: None,
 };
 
 const MR: usize = 4;

@@ -92,8 +92,7 @@ pub struct Micro {
     /// `pack(rows, lanes, k, count, to)`: elements `k .. k + count` of at most `lanes` rows, as
     /// `[word][lane]`. Lanes without a row are zero.
     pub pack: unsafe fn(&[Row], usize, usize, usize, *mut u32),
-    /// The same for rows of x, in the layout that `tile` expects of them: in AMX
-    /// `[step][row][word]`.
+    /// The same for rows of x. AMX packs those of w as `[step][row][word]`.
     pub pack_x: unsafe fn(&[Row], usize, usize, usize, *mut u32),
     /// `expand(row, k, out)`: elements `k .. k + out.len()`, as f32, of a row that `pack` cannot
     /// load.
@@ -102,6 +101,8 @@ pub struct Micro {
     pub finish: unsafe fn(*const f32, usize, Finish),
     /// Sums of few rows of x; see [`dot::Dot`].
     pub dot: unsafe fn(dot::Dot),
+    /// Exchanges rows and columns of a tile, if `tile` makes a row for each row of w.
+    pub turn: Option<unsafe fn(*mut f32)>,
 }
 
 /// How a kernel divides a product.
@@ -124,6 +125,20 @@ impl Micro {
     /// The words of `k` elements in a panel.
     pub fn words(&self, k: usize) -> usize {
         k.div_ceil(self.per_word).next_multiple_of(self.blocking.step)
+    }
+
+    /// Finishes a tile of `mr x nr` sums.
+    ///
+    /// # Safety
+    /// As for [`finish::finish`].
+    pub unsafe fn finish_tile(&self, tile: *mut f32, how: Finish) {
+        // SAFETY: the promises of the caller.
+        unsafe {
+            if let Some(turn) = self.turn {
+                turn(tile);
+            }
+            (self.finish)(tile, self.nr, how);
+        }
     }
 
     /// What `tile` needs in a thread, while the result exists.
@@ -326,7 +341,7 @@ unsafe fn rows_product(
                 for (m, p) in (0..task_panels).flat_map(|m| (0..w_panels).map(move |p| (m, p))) {
                     // SAFETY: only this slot uses the tile, and earlier blocks wrote it.
                     let tile = unsafe { std::slice::from_raw_parts_mut(tile_at(m, p), mr * nr) };
-                    columns.scale_tile(tile, nr, p * nr);
+                    columns.scale_tile(tile, nr, p * nr, micro.turn.is_some());
                 }
                 columns.scale = [1.0; NC];
             }
@@ -350,7 +365,7 @@ unsafe fn rows_product(
                         if i + 1 == blocks.len() {
                             let rows = mr.min(count - row);
                             let how = columns.finish(tail, out, first + row, rows, p * nr, width);
-                            (micro.finish)(tile, nr, how);
+                            micro.finish_tile(tile, how);
                         }
                     }
                 }

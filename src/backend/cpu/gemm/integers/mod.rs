@@ -418,7 +418,7 @@ impl Pass<'_> {
                 unsafe {
                     if i == 0 {
                         let tile = std::slice::from_raw_parts_mut(tile, mr * nr);
-                        columns.scale_tile(tile, nr, p * nr);
+                        columns.scale_tile(tile, nr, p * nr, false);
                     }
                     (floats.tile)(block.words, x, w, tile, true);
                     if i + 1 == blocks.len() {
