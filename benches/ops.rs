@@ -124,7 +124,7 @@ mod peak {
                 let bytes: Vec<u8> = (0..4096 + 64)
                     .map(|i| {
                         state = state.wrapping_mul(6364136223846793005).wrapping_add(1);
-                        // Floats between 1/512 and 2, if they are pairs of bytes.
+                        // Pairs of bytes are floats of moderate size.
                         let byte = (state >> 40) as u8;
                         if i % 2 == 1 { 0x3b + (byte & 0x84) + (byte & 3) } else { byte }
                     })

@@ -75,6 +75,8 @@ mod tests {
         let pick = |isa, compute| choice(isa, compute, vec![]).unwrap().of(kernels).name;
         assert_eq!(pick(Isa::Portable, Compute::Auto), "attention_f32_portable");
         if cfg!(target_arch = "x86_64") {
+            assert_eq!(pick(Isa::Amx, Compute::Auto), "attention_bf16_amx");
+            assert_eq!(pick(Isa::Amx, Compute::F32), "attention_f32_avx512");
             assert_eq!(pick(Isa::Avx512Bf16, Compute::Auto), "attention_bf16_avx512bf16");
             assert_eq!(pick(Isa::Avx512Bf16, Compute::F32), "attention_f32_avx512");
             assert_eq!(pick(Isa::Avx2, Compute::Auto), "attention_f32_avx2");

@@ -54,7 +54,7 @@ use super::isa::Isa;
 use super::matrix::{In, Out};
 use blocks::{Blocks, KBlock};
 use finish::{Finish, Tail};
-use panels::{Cache, fetch, pack_w, pack_x};
+use panels::{Cache, fetch, fetch_w, pack_w, pack_x};
 use rows::{Expanded, Row, WeightRows};
 
 pub use blocks::NC;
@@ -315,6 +315,8 @@ unsafe fn rows_product(
         }
     });
     let expands = w.any_expanded();
+    // AMX is so fast that waiting for a fetch to L1 shows.
+    let near = if micro.tiles { Cache::L2 } else { Cache::L1 };
     let tall = panels.div_ceil(b.task_panels);
     share(threads, tall * n.div_ceil(b.nc), |slot, task| {
         let col = task / tall * b.nc;
@@ -330,6 +332,11 @@ unsafe fn rows_product(
         // SAFETY: the processor has what `micro` needs.
         let _tiles = unsafe { micro.prepare() };
         let mut columns = Columns::new(w, bias, col, cols);
+        let ahead: Vec<Row> = if micro.tiles && !expands {
+            (0..cols).map(|i| w.row(col + i)).collect()
+        } else {
+            Vec::new()
+        };
         let mut buffer =
             vec![0.0; if expands { MAX_LANES * micro.blocking.kc * micro.per_word } else { 0 }];
         for (i, block) in blocks.iter().enumerate() {
@@ -355,7 +362,10 @@ unsafe fn rows_product(
                     // it.
                     let share = (mr * words).div_ceil(w_panels);
                     let next = x_panel(block, (top + m + 1).min(panels - 1));
-                    fetch(Cache::L1, next.wrapping_add(p * share), share);
+                    fetch(near, next.wrapping_add(p * share), share);
+                    if let Some(next) = blocks.get(i + 1).filter(|next| !next.side) {
+                        fetch_w(&ahead, next, (m * w_panels + p, task_panels * w_panels));
+                    }
                     let (w_panel, width) =
                         (packed.wrapping_add(p * nr * words), nr.min(cols - p * nr));
                     // SAFETY: the panels were packed above with `words` words; only this slot uses

@@ -250,6 +250,8 @@ fn the_variant_depends_on_arithmetic_storage_and_processor() {
         choose(LINEAR, isa, stored(types), compute, forced).map(|v| v.name)
     };
     if cfg!(target_arch = "x86_64") {
+        assert_eq!(name(Isa::Amx, &[BF16], Compute::Auto, None), Some("linear_bf16_amx"));
+        assert_eq!(name(Isa::Amx, &[BF16], Compute::F32, None), Some("linear_f32_avx512"));
         let best = Isa::Avx512Bf16;
         assert_eq!(name(best, &[BF16], Compute::Auto, None), Some("linear_bf16_avx512bf16"));
         assert_eq!(
