@@ -42,12 +42,30 @@ fn open(bytes: &[u8], parameter: &str) -> Result<ImageFile, Fault> {
 ///
 /// # Errors
 /// 503 if many wait: each of them blocks a thread.
-fn decoding() -> Result<MutexGuard<'static, ()>, Fault> {
+pub fn decoding() -> Result<MutexGuard<'static, ()>, Fault> {
     let ahead = WAITING.fetch_add(1, Ordering::Relaxed);
     let guard =
         (ahead < MAX_WAITING).then(|| DECODING.lock().unwrap_or_else(PoisonError::into_inner));
     WAITING.fetch_sub(1, Ordering::Relaxed);
     guard.ok_or_else(|| Fault::new(503, "busy", "too many masks are being read").retry_after(1))
+}
+
+/// The pixels of the mask in an image file, which is the value of `parameter`, after `change`.
+///
+/// # Errors
+/// 422 for a file that cannot be read or is too large, 503 if many others are being read.
+pub fn read_mask(
+    parameter: &str,
+    bytes: &[u8],
+    marks: MaskMarks,
+    change: impl FnOnce(&mut Mask),
+) -> Result<Mask, Fault> {
+    let file = open(bytes, parameter)?;
+    let _alone = decoding()?;
+    let mask = file.mask_by(marks);
+    let mut mask = mask.map_err(|e| Fault::from(e).parameter(parameter))?;
+    change(&mut mask);
+    Ok(mask)
 }
 
 impl DraftMask {
@@ -61,12 +79,7 @@ impl DraftMask {
         marks: MaskMarks,
         change: impl FnOnce(&mut Mask),
     ) -> Result<DraftMask, Fault> {
-        let file = open(bytes, parameter)?;
-        let _alone = decoding()?;
-        let mask = file.mask_by(marks);
-        let mut mask = mask.map_err(|e| Fault::from(e).parameter(parameter))?;
-        change(&mut mask);
-        DraftMask::of(&mask)
+        DraftMask::of(&read_mask(parameter, bytes, marks, change)?)
     }
 
     /// The mask at this size, cut around its centre, after `change`; one that has it stays as it
@@ -93,7 +106,11 @@ impl DraftMask {
         DraftMask::of(&mask)
     }
 
-    fn of(mask: &Mask) -> Result<DraftMask, Fault> {
+    /// `mask` as a file.
+    ///
+    /// # Errors
+    /// 500 if it cannot be written.
+    pub fn of(mask: &Mask) -> Result<DraftMask, Fault> {
         let png = encode_mask(mask)?.into();
         let size = (mask.width, mask.height);
         Ok(DraftMask { png, size, repainted: Region::repainted(mask) })

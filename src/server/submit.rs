@@ -315,7 +315,8 @@ fn write_all(
     files.iter().enumerate().try_for_each(|(number, bytes)| write(number, bytes))
 }
 
-fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
+/// The SHA-256 of a file.
+pub fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
     use sha2::{Digest, Sha256};
     Sha256::digest(bytes).into()
 }

@@ -32,6 +32,8 @@ pub use load::{
     ImageFile, decode, fit, fit_bytes, image_size, load_control_image, load_init_image,
     provenance_of, read_metadata, read_provenance, read_stream,
 };
+#[cfg(feature = "server")]
+pub(crate) use mask_file::encode_with_alpha;
 pub use mask_file::{MaskMarks, encode_mask};
 #[cfg(feature = "server")]
 pub(crate) use masking::Region;

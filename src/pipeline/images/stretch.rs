@@ -15,6 +15,9 @@ pub enum Filter {
     Lanczos,
     /// Cubic pieces with a slope of -0.5 at the first zero.
     Bicubic,
+    /// A triangle.
+    #[cfg(feature = "server")]
+    Bilinear,
 }
 
 impl Filter {
@@ -23,6 +26,8 @@ impl Filter {
         match self {
             Filter::Lanczos => 3.0,
             Filter::Bicubic => 2.0,
+            #[cfg(feature = "server")]
+            Filter::Bilinear => 1.0,
         }
     }
 
@@ -37,6 +42,8 @@ impl Filter {
             (Filter::Lanczos, _) if (-lobes..lobes).contains(&x) => sinc(x) * sinc(x / lobes),
             (Filter::Bicubic, x) if x < 1.0 => ((SLOPE + 2.0) * x - (SLOPE + 3.0)) * x * x + 1.0,
             (Filter::Bicubic, x) if x < 2.0 => (((x - 5.0) * x + 8.0) * x - 4.0) * SLOPE,
+            #[cfg(feature = "server")]
+            (Filter::Bilinear, x) if x < 1.0 => 1.0 - x,
             _ => 0.0,
         }
     }
@@ -165,6 +172,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// `Image.resize` of Pillow with `BILINEAR`.
+    #[test]
+    #[cfg(feature = "server")]
+    fn bilinear_is_pillow_to_the_bit() {
+        let rgb = (0..5 * 3 * 3).map(|i| (i * 83 % 256) as u8).collect();
+        let image = Image { width: 5, height: 3, rgb };
+        let red = |width, height| -> Vec<u8> {
+            let result = stretched(&image, width, height, Filter::Bilinear);
+            result.rgb.chunks_exact(3).map(|pixel| pixel[0]).collect()
+        };
+        assert_eq!(red(3, 2), [149, 229, 218, 196, 185, 174]);
+        assert_eq!(
+            red(7, 4),
+            [
+                0, 142, 247, 242, 237, 232, 228, 138, 189, 225, 220, 215, 210, 206, 208, 204, 199,
+                194, 189, 184, 180, 186, 182, 177, 172, 167, 162, 158
+            ]
+        );
     }
 
     #[test]

@@ -66,7 +66,7 @@ impl Models {
     }
 
     /// Whether the folders have the networks of FLUX.1 Redux. It may read folders.
-    pub(super) fn has_style_networks(&self) -> bool {
+    pub fn has_style_networks(&self) -> bool {
         [REDUX, SIGLIP].iter().all(|part| !self.of_kind(ModelKind::Part(*part)).is_empty())
     }
 }

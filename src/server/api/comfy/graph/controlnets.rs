@@ -1,5 +1,6 @@
 //! Nodes that let ControlNets act on what is drawn.
 
+use super::picture::Picture;
 use super::place::Place;
 use super::reader::Reader;
 use super::{Control, Output};
@@ -53,7 +54,12 @@ impl Reader<'_> {
             return Err(node.unsupported("its image has margins: scale the image itself"));
         }
         choice.edges = picture.is_edges;
-        let picture = super::Picture { is_edges: false, ..picture };
+        let picture = Picture { is_edges: false, ..picture };
+        if node.class == "ControlNetInpaintingAliMamaApply" {
+            // It reads the mask of the sampler's latent.
+            self.mask(node, "mask")?;
+            conditioning.needs_mask = true;
+        }
         conditioning.controlnets.push(Control {
             choice,
             picture,

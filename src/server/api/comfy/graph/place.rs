@@ -17,6 +17,11 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// The input with its image.
+    pub fn image_input(&self) -> &'static str {
+        if self.class == "HintImageEnchance" { "hint_image" } else { "image" }
+    }
+
     pub fn unsupported(&self, why: &str) -> Fault {
         let message = format!("{} (node {}): {why}", self.class, self.id);
         at_node("unsupported", self.class, &self.id, message)

@@ -1,10 +1,6 @@
-//! Nodes that change the size of an image.
+//! Sizes of nodes that scale images.
 
-use axum::body::Bytes;
-
-use super::Picture;
-use crate::error::Result;
-use crate::pipeline::images::{Format, decode, encode, fit, image_size, nearest_kontext_size};
+use crate::pipeline::images::nearest_kontext_size;
 
 /// The most pixels of an image that is scaled here.
 const MAX_PIXELS: f64 = 16e6;
@@ -27,23 +23,9 @@ pub fn to_total(size: (u32, u32), megapixels: f32, multiple: u32) -> Option<(u32
     (width * height <= MAX_PIXELS).then_some((width as u32, height as u32))
 }
 
-/// The file of `picture` in the size that its nodes have given it.
-///
-/// # Errors
-/// For a file that is damaged.
-pub fn file_of(picture: &Picture) -> Result<Bytes> {
-    if image_size(&picture.bytes, u64::MAX)? == picture.size {
-        return Ok(picture.bytes.clone());
-    }
-    let (width, height) = picture.size;
-    let scaled = fit(&decode(&picture.bytes)?, width as usize, height as usize);
-    Ok(encode(&scaled, Format::Png, 100, "")?.into())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::request::Image;
 
     #[test]
     fn sizes_are_those_of_comfyui() {
@@ -53,16 +35,5 @@ mod tests {
         assert_eq!(to_total((2000, 1000), 1.0, 16), Some((1456, 720)));
         assert_eq!(to_total((100, 50), 1e6, 1), None);
         assert_eq!(to_total((100, 50), 0.0, 16), Some((16, 16)));
-    }
-
-    #[test]
-    fn a_picture_is_scaled_only_where_a_node_says_so() {
-        let image = Image { width: 100, height: 50, rgb: vec![9; 100 * 50 * 3] };
-        let bytes: Bytes = encode(&image, Format::Png, 90, "").unwrap().into();
-        let picture = |size| Picture { bytes: bytes.clone(), size, margins: None, is_edges: false };
-        assert_eq!(file_of(&picture((100, 50))).unwrap(), bytes);
-        let scaled = decode(&file_of(&picture((64, 64))).unwrap()).unwrap();
-        assert_eq!((scaled.width, scaled.height), (64, 64));
-        assert!(scaled.rgb.iter().all(|value| *value == 9));
     }
 }
