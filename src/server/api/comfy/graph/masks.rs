@@ -313,7 +313,7 @@ impl Reader<'_> {
 }
 
 impl super::Drawing {
-    fn is_masked(&self) -> bool {
+    pub(super) fn is_masked(&self) -> bool {
         matches!(self.latent, Latent::Encoded { mask: Some(_), .. })
     }
 }

@@ -134,7 +134,7 @@ fn file_of(picture: &Picture, sampler: &Place) -> Result<Bytes, Fault> {
 }
 
 /// The strength with which exactly the last `steps` of `total` steps are drawn.
-fn strength(Sigmas { total, steps, .. }: Sigmas) -> f32 {
+pub(super) fn strength(Sigmas { total, steps, .. }: Sigmas) -> f32 {
     if total == 0 {
         return 1.0;
     }

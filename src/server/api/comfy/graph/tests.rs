@@ -1,8 +1,9 @@
 use serde_json::json;
 
+use super::meaning::strength;
 use super::*;
 use crate::pipeline::images::{Format, encode, image_size};
-use crate::pipeline::request::{ControlMode, Image};
+use crate::pipeline::request::{ControlMode, Image, LoraChoice};
 
 struct Nothing;
 
@@ -102,7 +103,8 @@ fn the_stock_graph_with_a_checkpoint() {
     assert_eq!(meaning.request, request);
     assert_eq!(meaning.model.as_deref(), Some("schnell"));
     assert_eq!(meaning.notes, ["drawn with 8 steps in place of 20"]);
-    assert_eq!(meaning.outputs, [("9".to_string(), "SaveImage".to_string())]);
+    let [output] = meaning.outputs.as_slice() else { panic!("one output") };
+    assert_eq!((&*output.id, &*output.class, output.finish.len()), ("9", "SaveImage", 0));
     let nodes = (&*meaning.text_node, &*meaning.sampler_node, &*meaning.decode_node);
     assert_eq!(nodes, ("6", "3", "8"));
     let other = with(&simple(), json!({"3/sampler_name": "dpmpp_2m", "3/scheduler": "karras"}));
@@ -149,7 +151,8 @@ fn an_image_is_drawn_over_in_exactly_the_steps_of_the_graph() {
     assert_eq!((request.steps, request.width, request.height), (Some(33), Some(96), Some(48)));
     for total in 1..60usize {
         for steps in 0..=total {
-            let strength = strength(Sigmas { total, steps }).to_string().parse::<f64>().unwrap();
+            let strength = strength(Sigmas { total, steps, asked: steps });
+            let strength = strength.to_string().parse::<f64>().unwrap();
             let skipped = (total as f64 - total as f64 * strength) as usize;
             assert_eq!(skipped, total - steps, "{steps} of {total}");
         }
@@ -169,6 +172,10 @@ fn an_image_is_drawn_over_in_exactly_the_steps_of_the_graph() {
     split["13"]["inputs"]["sigmas"] = json!(["50", 1]);
     let request = read(&split).unwrap().request;
     assert_eq!((request.steps, request.strength), (Some(20), Some(0.6)));
+    // Of a model that needs fewer steps, the same part is drawn.
+    let few = with(&split, json!({"12/unet_name": "schnell"}));
+    let request = read(&few).unwrap().request;
+    assert_eq!((request.steps, request.strength), (Some(8), Some(0.625)));
     split["13"]["inputs"]["sigmas"] = json!(["50", 0]);
     assert_eq!(read(&split).unwrap_err().code, "unsupported");
 }
