@@ -118,10 +118,10 @@ mod tests {
 
     #[test]
     fn families_are_in_the_words_of_the_plugin() {
-        let klein = Some(ModelInputs { references: true, ..ModelInputs::default() });
-        assert_eq!(family("FLUX.2-klein-9B", klein)["type"], "klein-9b");
-        assert_eq!(family("my-klein", klein)["type"], "klein-4b");
-        let kontext = Some(ModelInputs { kontext_sizes: true, ..klein.unwrap() });
+        let klein = ModelInputs { references: true, ..ModelInputs::default() };
+        assert_eq!(family("FLUX.2-klein-9B", Some(klein))["type"], "klein-9b");
+        assert_eq!(family("my-klein", Some(klein))["type"], "klein-4b");
+        let kontext = Some(ModelInputs { kontext_sizes: true, ..klein });
         assert_eq!(family("flux1-kontext-dev", kontext)["base_model"], "flux");
         let fill = Some(ModelInputs { needs_mask: true, ..ModelInputs::default() });
         assert_eq!(family("fill", fill), json!({"base_model": "flux", "is_inpaint": true}));

@@ -1,7 +1,6 @@
 //! What nodes do to the pixels of a mask.
 
-use crate::pipeline::images::{Filter, stretched};
-use crate::pipeline::request::{Image, Mask};
+use crate::pipeline::request::Mask;
 use crate::server::masks::invert;
 
 /// What a node does to a mask.
@@ -23,8 +22,6 @@ pub enum MaskChange {
     Stabilise(f32),
     /// A part of it, as far as there is one.
     Crop { x: usize, y: usize, width: usize, height: usize },
-    /// Stretched to another size.
-    Stretch { width: usize, height: usize },
 }
 
 /// The weights of a mean.
@@ -68,15 +65,6 @@ impl MaskChange {
                 each(mask, |v| if part_of_white(v) > 1.0 - epsilon { 255 } else { v });
             }
             MaskChange::Crop { x, y, width, height } => *mask = cropped(mask, x, y, width, height),
-            MaskChange::Stretch { width, height } => {
-                if (mask.width, mask.height) != (width, height) {
-                    let rgb = mask.values.iter().flat_map(|v| [*v; 3]).collect();
-                    let image = Image { width: mask.width, height: mask.height, rgb };
-                    let stretched = stretched(&image, width, height, Filter::Bilinear);
-                    let values = stretched.rgb.chunks_exact(3).map(|pixel| pixel[0]).collect();
-                    *mask = Mask { width, height, values };
-                }
-            }
         }
     }
 }
@@ -164,10 +152,10 @@ fn mean(values: &[f32], weights: &[f32], out: &mut Vec<f32>) {
         values[i.min(period - i).min(count as isize - 1) as usize]
     };
     out.clear();
-    for at in 0..count {
+    for (at, value) in values.iter().enumerate() {
         let (first, last) = (at.saturating_sub(half), (at + half).min(count - 1));
         out.push(if ends[first] > last {
-            values[at]
+            *value
         } else {
             let from = at as isize - half as isize;
             (from..).zip(weights).map(|(i, weight)| weight * mirrored(i)).sum()

@@ -160,7 +160,7 @@ impl Reader<'_> {
 
     /// An image with margins.
     pub(super) fn padded(&mut self, node: &Place) -> Result<(Picture, Margins), Fault> {
-        let picture = self.picture(node)?;
+        let mut picture = self.picture(node)?;
         if picture.margins.is_some() || picture.is_edges {
             return Err(node.unsupported("it pads an image that was padded, or edges"));
         }
@@ -171,14 +171,16 @@ impl Reader<'_> {
         if has_feathering && self.whole(node, "feathering")? != FEATHERING {
             self.note(&format!("the seam of margins is {FEATHERING} pixels wide"));
         }
-        Ok((Picture { margins: Some(margins), ..picture }, margins))
+        picture.margins = Some(margins);
+        Ok((picture, margins))
     }
 
     /// The edges of an image: the model's own code finds them.
     pub(super) fn edges(&mut self, node: &Place) -> Result<Picture, Fault> {
-        let picture = self.picture(node)?;
+        let mut picture = self.picture(node)?;
+        picture.is_edges = true;
         self.note("edges are found with the thresholds that the model was trained with");
-        Ok(Picture { is_edges: true, ..picture })
+        Ok(picture)
     }
 
     /// A latent of which a part is repainted.

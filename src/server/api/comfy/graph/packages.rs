@@ -59,8 +59,9 @@ impl Reader<'_> {
             "ImageCrop" => self.crop(node),
             "INPAINT_MaskedFill" | "INPAINT_MaskedBlur" | "INPAINT_InpaintWithModel" => {
                 self.note("what is repainted is drawn over the image itself, without a filling");
-                let picture = self.picture(node)?;
-                Ok(Output::Picture(Picture { is_filled: true, ..picture }))
+                let mut picture = self.picture(node)?;
+                picture.is_filled = true;
+                Ok(Output::Picture(picture))
             }
             "INPAINT_LoadInpaintModel" => Ok(Output::InpaintModel),
             "INPAINT_ColorMatch" => self.matched(node),
