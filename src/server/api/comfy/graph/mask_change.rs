@@ -222,4 +222,57 @@ mod tests {
         grow(&mut wide, 1000);
         assert_eq!(wide.values, [9; 6]);
     }
+
+    /// The values of `binary_dilation`, `binary_erosion` and `mask_blur` of comfyui-inpaint-nodes.
+    #[test]
+    fn blurred_masks_are_those_of_comfyui_inpaint_nodes() {
+        let white = |x, y| (3..8).contains(&x) && (2..7).contains(&y);
+        let value = |i: usize| match (i % 11, i / 11) {
+            (x, y) if white(x, y) => 255,
+            (9, 7) => 120,
+            _ => 0,
+        };
+        let start = Mask { width: 11, height: 9, values: (0..99).map(value).collect() };
+        let check = |changes: &[MaskChange], want: &[u8]| {
+            let mut mask = start.clone();
+            changes.iter().for_each(|change| change.apply(&mut mask));
+            let near = mask.values.iter().zip(want).all(|(a, b)| a.abs_diff(*b) <= 1);
+            assert!(near && want.len() == 99, "{changes:?}: {:?}", mask.values);
+        };
+        let linear = MaskChange::Blur { size: 7, kernel: Kernel::Linear };
+        #[rustfmt::skip]
+        check(&[MaskChange::Dilate(1), linear], &[
+            80, 88, 120, 151, 175, 191, 175, 151, 120, 88, 80,
+            89, 97, 133, 168, 195, 212, 195, 168, 133, 97, 89,
+            93, 102, 139, 177, 205, 223, 205, 177, 139, 102, 93,
+            97, 107, 146, 185, 214, 234, 216, 189, 154, 119, 110,
+            106, 117, 159, 202, 234, 255, 238, 213, 179, 146, 137,
+            97, 107, 146, 185, 214, 236, 225, 209, 187, 164, 158,
+            93, 102, 139, 177, 205, 226, 222, 215, 207, 197, 194,
+            89, 97, 133, 168, 195, 216, 217, 217, 219, 217, 217,
+            80, 88, 120, 151, 175, 197, 201, 206, 215, 219, 220,
+        ]);
+        let gaussian = MaskChange::Blur { size: 5, kernel: Kernel::Gaussian };
+        #[rustfmt::skip]
+        check(&[MaskChange::Erode(1), gaussian], &[
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+            0, 0, 6, 15, 24, 27, 24, 15, 6, 0, 0,
+            0, 0, 15, 36, 60, 66, 60, 36, 15, 0, 0,
+            0, 0, 24, 60, 100, 111, 100, 60, 24, 0, 0,
+            0, 0, 27, 66, 111, 123, 111, 66, 27, 0, 0,
+            0, 0, 24, 60, 100, 111, 100, 60, 24, 0, 0,
+            0, 0, 15, 36, 60, 66, 60, 36, 15, 0, 0,
+            0, 0, 6, 15, 24, 27, 24, 15, 6, 0, 0,
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        ]);
+        let mut even = start.clone();
+        MaskChange::Blur { size: 3, kernel: Kernel::Box }.apply(&mut even);
+        assert_eq!(even.values[11..22], [0, 0, 28, 57, 85, 85, 85, 57, 28, 0, 0]);
+        let mut cut = start.clone();
+        MaskChange::Crop { x: 7, y: 6, width: 9, height: 2 }.apply(&mut cut);
+        assert_eq!((cut.width, cut.values), (4, vec![255, 0, 0, 0, 0, 0, 120, 0]));
+        let mut nearly = Mask { values: vec![251, 253], width: 2, height: 1 };
+        MaskChange::Stabilise(0.01).apply(&mut nearly);
+        assert_eq!(nearly.values, [251, 255]);
+    }
 }
