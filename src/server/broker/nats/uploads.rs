@@ -146,6 +146,27 @@ impl Link {
         refused
     }
 
+    /// Deletes the images of `owner` that have these names.
+    ///
+    /// # Errors
+    /// 503.
+    async fn remove_uploads(&self, owner: &str, names: &[String]) -> Result<(), Fault> {
+        for _ in 0..ATTEMPTS {
+            let known = get::<List>(&self.shared, &key(owner)).await?;
+            let Some((mut list, revision)) = known else { return Ok(()) };
+            let is_meant = |entry: &mut Entry| names.contains(&entry.name);
+            let unused: List = list.extract_if(.., is_meant).collect();
+            if unused.is_empty() {
+                return Ok(());
+            }
+            if set(&self.shared, &key(owner), &list, revision).await?.is_some() {
+                self.delete_objects(&unused).await;
+                return Ok(());
+            }
+        }
+        Err(Fault::new(503, "busy", "too many uploads of this key at the same time").retry_after(1))
+    }
+
     /// Deletes the images of all owners that have expired at `now`.
     ///
     /// # Errors
@@ -235,6 +256,14 @@ impl Uploads for FrontBroker {
             link.list(owner, self.clock().seconds()).await
         })?;
         Ok(list.into_iter().rev().map(|entry| entry.name).collect())
+    }
+
+    fn remove(&self, owner: &str, names: &[String]) -> Result<(), Fault> {
+        let link = &self.hub.link;
+        link.wait(async {
+            link.ready().await?;
+            link.remove_uploads(owner, names).await
+        })
     }
 }
 
