@@ -70,6 +70,22 @@ pub fn refuse_fields(fields: &Fields, names: &[&str], why: &str) -> Result<(), F
     })
 }
 
+/// Marks of further fields inside a prompt, which clients of stable-diffusion.cpp's server send on
+/// every path.
+const EXTRA: (&str, &str) = ("<sd_cpp_extra_args>", "</sd_cpp_extra_args>");
+
+/// A prompt without the fields inside it, and these fields; `None` if it has none.
+///
+/// # Errors
+/// 422 if they are not an object.
+pub fn split_extra(prompt: &str) -> Result<Option<(String, Map<String, Value>)>, Fault> {
+    let Some((before, rest)) = prompt.split_once(EXTRA.0) else { return Ok(None) };
+    let wrong = || Fault::invalid("prompt", "prompt: the fields in it are not a JSON object");
+    let (inside, after) = rest.split_once(EXTRA.1).ok_or_else(wrong)?;
+    let extra = serde_json::from_str(inside).map_err(|_| wrong())?;
+    Ok(Some((format!("{before}{after}"), extra)))
+}
+
 /// The address of the server as the client knows it, without a slash at the end; without headers
 /// the one that the server prints.
 pub fn base(server: &Server, headers: &HeaderMap) -> String {
