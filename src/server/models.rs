@@ -154,16 +154,11 @@ impl Models {
         catalog: &Catalog,
         name: &str,
     ) -> std::result::Result<ServedModel, Fault> {
-        let plain = |name: &str| without_ending(name).to_lowercase();
         let name = if name == "embedded" { EMBEDDED } else { name };
-        let exact = catalog.models.iter().find(|model| model.name == name);
-        let alike = || catalog.models.iter().find(|model| plain(&model.name) == plain(name));
-        match exact.or_else(alike) {
-            Some(model) if model.name == self.default_name() => Ok(self.default_model()),
-            Some(model) => {
-                Ok(ServedModel { name: model.name.clone(), open: Some(model.name.clone()) })
-            }
-            None => Err(self.unknown("model", self.models())),
+        let model = self.listed_elsewhere(&catalog.models, name, "model")?;
+        match model.name == self.default_name() {
+            true => Ok(self.default_model()),
+            false => Ok(ServedModel { name: model.name.clone(), open: Some(model.name.clone()) }),
         }
     }
 
@@ -316,11 +311,7 @@ impl Models {
 
     fn refused(&self, error: &Error, what: &str, all: Vec<Listed>) -> Fault {
         match error.kind() {
-            Kind::Argument if error.found_value().is_some() => {
-                Fault::new(422, "ambiguous_name", format!("{what}: several files have this name"))
-                    .parameter(what)
-                    .hint("use the longer name of the list")
-            }
+            Kind::Argument if error.found_value().is_some() => ambiguous(what),
             _ => self.unknown(what, all),
         }
     }
@@ -366,6 +357,13 @@ impl Models {
         models
     }
 
+    /// For tests: calls `f` as if it read the folders.
+    #[cfg(test)]
+    pub fn while_listing(&self, f: impl FnOnce()) {
+        let _listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        f();
+    }
+
     fn of_kind(&self, kind: ModelKind) -> Vec<Listed> {
         let mut listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
         let fresh = listed.as_ref().filter(|(since, _)| since.elapsed() < LIST_KEPT);
@@ -389,6 +387,13 @@ impl Models {
         let all = listed.iter().flat_map(|(_, all)| all);
         all.filter(|(k, _)| *k == kind).map(|(_, listed)| listed.clone()).collect()
     }
+}
+
+/// The fault of a name that several files have.
+fn ambiguous(what: &str) -> Fault {
+    Fault::new(422, "ambiguous_name", format!("{what}: several files have this name"))
+        .parameter(what)
+        .hint("use the longer name of the list")
 }
 
 /// The name of the model that the command line calls `given`.
@@ -419,5 +424,9 @@ pub fn parse_alias(text: &str) -> Result<(String, String)> {
 }
 
 mod add_ons;
+mod listed;
 #[cfg(test)]
 mod tests;
+
+#[cfg(feature = "nats")]
+pub use listed::is_listed;

@@ -16,5 +16,5 @@ mod roots;
 pub use describe::{ModelKind, describe};
 pub use entries::{Entry, ModelPlaces};
 pub use listing::Listing;
-pub(crate) use naming::is_called;
+pub(crate) use naming::{Called, find_called, is_called};
 pub use roots::{ModelFolder, Role};

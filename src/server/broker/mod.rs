@@ -125,6 +125,12 @@ pub trait Broker: Send + Sync {
     /// 503 `queue_full`, 422 `idempotency_key_reuse`, 500 if it cannot be stored.
     fn submit(&self, job: NewJob) -> Result<Submitted, Fault>;
 
+    /// The id of the job of `owner` with the idempotency key `key`, where several processes may
+    /// accept it at the same time. `None` if one process accepts all jobs: any id will do.
+    fn id_of(&self, _owner: &str, _key: &str) -> Option<String> {
+        None
+    }
+
     /// Takes the next job, which then runs: the next of the fair order, or one for the model
     /// `held`, which is in memory, for as long as that does not keep others waiting for long.
     fn next(&self, held: Option<&str>) -> Result<Option<Job>, Fault>;

@@ -10,7 +10,7 @@ use tokio::sync::oneshot;
 use crate::pipeline::ModelInputs;
 use crate::server::fault::Fault;
 use crate::server::job::{Job, State};
-use crate::server::models::Listed;
+use crate::server::models::{Listed, is_listed};
 use crate::server::questions::PlanQuery;
 
 /// What a broker hears from the other processes of its cluster.
@@ -93,19 +93,19 @@ pub struct WorkerFacts {
 }
 
 impl WorkerFacts {
-    /// Whether it can open the model called `name`.
+    /// Whether it can open the model that the catalog calls `name`.
     pub fn has_model(&self, name: &str) -> bool {
         self.models.iter().any(|model| model.name == name)
     }
 
-    /// Whether it has the LoRA called `name`.
+    /// Whether it has the LoRA that a client calls `name`.
     pub fn has_lora(&self, name: &str) -> bool {
-        self.loras.iter().any(|lora| lora.name == name)
+        is_listed(&self.loras, name)
     }
 
-    /// Whether it has the ControlNet called `name`.
+    /// Whether it has the ControlNet that a client calls `name`.
     pub fn has_controlnet(&self, name: &str) -> bool {
-        self.controlnets.iter().any(|net| net.name == name)
+        is_listed(&self.controlnets, name)
     }
 }
 

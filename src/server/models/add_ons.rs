@@ -1,7 +1,8 @@
 //! The names of LoRAs, ControlNets and the networks for style images.
 
-use super::{Listed, Models};
-use crate::library::places::Role;
+use super::listed::find_listed;
+use super::{Listed, Models, ambiguous};
+use crate::library::places::{Called, Role};
 use crate::pipeline::ControlNetInputs;
 use crate::pipeline::models::ModelKind;
 use crate::server::fault::Fault;
@@ -14,14 +15,28 @@ impl Models {
     /// 404 with the names that there are.
     pub fn check_lora(&self, name: &str) -> Result<(), Fault> {
         if let Some(catalog) = self.elsewhere() {
-            return match catalog.loras.iter().any(|lora| lora.name == name) {
-                true => Ok(()),
-                false => Err(self.unknown("lora", catalog.loras.clone())),
-            };
+            return self.listed_elsewhere(&catalog.loras, name, "lora").map(drop);
         }
         match self.path(name, Role::Lora) {
             Ok(_) => Ok(()),
             Err(e) => Err(self.refused(&e, "lora", self.loras())),
+        }
+    }
+
+    /// What workers of other machines have under `name`, which is that of a `what`, among `all`.
+    ///
+    /// # Errors
+    /// 404 with the names that there are, 422 for a name that several of them have.
+    pub(super) fn listed_elsewhere<'a>(
+        &self,
+        all: &'a [Listed],
+        name: &str,
+        what: &str,
+    ) -> Result<&'a Listed, Fault> {
+        match find_listed(all, name) {
+            Called::One(listed) => Ok(listed),
+            Called::Several(_) => Err(ambiguous(what)),
+            Called::None => Err(self.unknown(what, all.to_vec())),
         }
     }
 
@@ -49,7 +64,7 @@ impl Models {
         const WHAT: &str = "controlnet";
         let all = self.controlnets();
         if self.elsewhere().is_some() {
-            let found = all.iter().find(|net| net.name == name).and_then(|net| net.controlnet);
+            let found = self.listed_elsewhere(&all, name, WHAT)?.controlnet;
             return found.ok_or_else(|| self.unknown(WHAT, all));
         }
         match self.path(name, Role::ControlNet) {

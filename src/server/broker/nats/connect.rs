@@ -67,7 +67,17 @@ impl Link {
                 sender.publish(subject, bytes.into()).await.ok();
             }
         });
-        Ok(Arc::new(Link { client, state, shared, images, connected, prefix, handle, outgoing }))
+        Ok(Arc::new(Link {
+            client,
+            context,
+            state,
+            shared,
+            images,
+            connected,
+            prefix,
+            handle,
+            outgoing,
+        }))
     }
 }
 
