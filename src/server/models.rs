@@ -267,19 +267,16 @@ impl Models {
     /// What the model called `name`, which is not the default model, reads besides the prompt;
     /// `None` if that is not known. It may read folders.
     pub fn inputs(&self, name: &str) -> Option<ModelInputs> {
-        if name == EMBEDDED {
-            let mut inputs = inputs_of(name, "");
-            inputs.styles = self.has_style_networks();
-            return Some(inputs);
-        }
         if let Some(catalog) = self.elsewhere() {
             return catalog.models.iter().find(|model| model.name == name)?.inputs;
         }
+        if name == EMBEDDED {
+            return Some(self.embedded_inputs());
+        }
         let path = self.path(name, Role::Model).ok()?;
         let all = self.of_kind(ModelKind::Model);
-        let mut inputs = all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.inputs?;
-        inputs.styles = inputs.controlnets && self.has_style_networks();
-        Some(inputs)
+        let listed = all.iter().find(|listed| listed.path.as_ref() == Some(&path))?;
+        self.inputs_with_styles(listed)
     }
 
     /// The file that a name means, from memory if it was looked up lately.
@@ -339,6 +336,9 @@ impl Models {
                 && m.path.as_deref().is_some_and(|path| real(path) == self.default_file);
             m.name != self.default_name() && !is_default
         });
+        for model in &mut models {
+            model.inputs = self.inputs_with_styles(model);
+        }
         let what = if self.default_name() == EMBEDDED {
             "the embedded model"
         } else {
@@ -352,7 +352,8 @@ impl Models {
     pub fn all(&self) -> Vec<Listed> {
         let mut models = self.models();
         if !models.iter().any(|model| model.name == EMBEDDED) && cfg!(feature = "embedded") {
-            models.push(Listed { what: "the embedded model".into(), ..Listed::named(EMBEDDED) });
+            let (what, inputs) = ("the embedded model".into(), Some(self.embedded_inputs()));
+            models.push(Listed { what, inputs, ..Listed::named(EMBEDDED) });
         }
         models
     }

@@ -214,6 +214,19 @@ impl Server {
         self.draining.load(Ordering::Relaxed)
     }
 
+    /// Why no job that is sent now would be drawn; `None` if one would be.
+    pub fn why_not_ready(&self) -> Option<&'static str> {
+        if self.is_draining() {
+            Some("the server is about to end")
+        } else if !self.broker.is_reachable() {
+            Some("the broker is out of reach")
+        } else if !self.worker().ready {
+            Some("no worker can draw")
+        } else {
+            None
+        }
+    }
+
     /// Takes no more jobs.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);

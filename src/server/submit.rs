@@ -174,6 +174,20 @@ impl Server {
             let hint = "use FLUX.2 [klein] or FLUX.1 Kontext, or one image to start from";
             return refused("references", "this model does not read reference images", hint);
         }
+        if draft.style_count > 0 && !inputs.styles {
+            let (what, hint) = match inputs.controlnets {
+                true => (
+                    "this server has no networks for style images with this model",
+                    "install FLUX.1 Redux and SigLIP (flux-fast pull \
+                     black-forest-labs/FLUX.1-Redux-dev), or leave the style images out",
+                ),
+                false => (
+                    "this model does not read style images",
+                    "use a FLUX.1 model; FLUX.2 looks at reference images",
+                ),
+            };
+            return refused("styles", what, hint);
+        }
         let request = &draft.request;
         let has_loras = !request.loras.is_empty() || !request.prompt.loras().is_empty();
         match draft.control_size {

@@ -204,6 +204,11 @@ pub trait Broker: Send + Sync {
         None
     }
 
+    /// Whether jobs can be accepted now, as far as that is known without asking anybody.
+    fn is_reachable(&self) -> bool {
+        true
+    }
+
     /// Asks the worker of another process what a request would cost.
     ///
     /// # Errors

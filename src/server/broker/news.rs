@@ -109,6 +109,16 @@ impl WorkerFacts {
     }
 }
 
+impl WorkerFacts {
+    /// What the model that it calls `name` reads besides the prompt, as far as it knows.
+    pub fn inputs_of(&self, name: &str) -> Option<ModelInputs> {
+        if name == self.default {
+            return self.inputs;
+        }
+        self.models.iter().find(|model| model.name == name)?.inputs
+    }
+}
+
 /// The workers of a cluster.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Workers {
@@ -154,8 +164,9 @@ impl Catalog {
         let merged = |list: fn(&WorkerFacts) -> &Vec<Listed>| {
             let mut merged: Vec<Listed> = Vec::new();
             for item in ready().flat_map(|worker| list(worker)) {
-                if !merged.iter().any(|known| known.name == item.name) {
-                    merged.push(item.clone());
+                match merged.iter_mut().find(|known| known.name == item.name) {
+                    Some(known) => known.inputs = with_styles_of(known.inputs, item.inputs),
+                    None => merged.push(item.clone()),
                 }
             }
             merged.sort_by(|a, b| a.name.cmp(&b.name));
@@ -166,12 +177,22 @@ impl Catalog {
         Some(Catalog {
             default: first.default.clone(),
             defaults: first.defaults.clone(),
-            inputs: first.inputs,
+            inputs: ready()
+                .filter(|worker| worker.default == first.default)
+                .fold(first.inputs, |inputs, worker| with_styles_of(inputs, worker.inputs)),
             models,
             loras: merged(|worker| &worker.loras),
             controlnets: merged(|worker| &worker.controlnets),
         })
     }
+}
+
+/// `inputs` of a model that another worker has, too, with those `other`: the networks for styles
+/// need not be everywhere.
+fn with_styles_of(inputs: Option<ModelInputs>, other: Option<ModelInputs>) -> Option<ModelInputs> {
+    let mut inputs = inputs.or(other)?;
+    inputs.styles |= other.is_some_and(|other| other.styles);
+    Some(inputs)
 }
 
 #[cfg(test)]
@@ -183,6 +204,28 @@ mod tests {
         let models = [default].iter().chain(others).map(listed).collect();
         let (id, default) = (id.to_string(), default.to_string());
         Arc::new(WorkerFacts { id, default, ready: true, models, ..WorkerFacts::default() })
+    }
+
+    #[test]
+    fn a_cluster_reads_styles_if_one_worker_has_the_networks() {
+        let [one, two] = ["1", "2"].map(|id| (*worker(id, "a", &["b"])).clone());
+        let inputs = |styles| {
+            let mut inputs = ModelInputs::default();
+            inputs.styles = styles;
+            Some(inputs)
+        };
+        let with = |mut worker: WorkerFacts, styles: bool| {
+            worker.inputs = inputs(styles);
+            worker.models[1].inputs = inputs(styles);
+            Arc::new(worker)
+        };
+        let (plain, styled) = (with(one, false), with(two, true));
+        for name in ["a", "b"] {
+            assert_eq!(plain.inputs_of(name), inputs(false), "{name}");
+            assert_eq!(styled.inputs_of(name), inputs(true), "{name}");
+        }
+        let catalog = Catalog::of(&[plain, styled]).unwrap();
+        assert_eq!((catalog.inputs, catalog.models[1].inputs), (inputs(true), inputs(true)));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The names of LoRAs, ControlNets and the networks for style images.
 
 use super::listed::find_listed;
-use super::{Listed, Models, ambiguous};
+use super::{EMBEDDED, Listed, Models, ambiguous};
 use crate::library::places::{Called, Role};
-use crate::pipeline::ControlNetInputs;
 use crate::pipeline::models::ModelKind;
+use crate::pipeline::{ControlNetInputs, ModelInputs};
 use crate::server::fault::Fault;
+use crate::server::model_names::inputs_of;
 use crate::spec::flux1::{CONTROLNET, REDUX, SIGLIP};
 
 impl Models {
@@ -81,7 +82,23 @@ impl Models {
     }
 
     /// Whether the folders have the networks of FLUX.1 Redux. It may read folders.
-    pub(super) fn has_style_networks(&self) -> bool {
+    fn has_style_networks(&self) -> bool {
         [REDUX, SIGLIP].iter().all(|part| !self.of_kind(ModelKind::Part(*part)).is_empty())
+    }
+
+    /// What a model of the folders reads besides the prompt. It may read folders.
+    pub(super) fn inputs_with_styles(&self, listed: &Listed) -> Option<ModelInputs> {
+        let mut inputs = listed.inputs?;
+        // Diffusers' folders may contain them.
+        let own = listed.path.as_ref().is_some_and(|path| path.join("image_embedder").is_dir());
+        inputs.styles = inputs.controlnets && (own || self.has_style_networks());
+        Some(inputs)
+    }
+
+    /// What the model inside the program reads besides the prompt. It may read folders.
+    pub(super) fn embedded_inputs(&self) -> ModelInputs {
+        let mut inputs = inputs_of(EMBEDDED, "");
+        inputs.styles = self.has_style_networks();
+        inputs
     }
 }

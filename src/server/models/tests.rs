@@ -101,7 +101,7 @@ fn cluster(models: &[&str], loras: &[&str], controlnets: &[&str]) -> Models {
 fn a_cluster_has_the_rule_of_one_machine_for_names() {
     let folder = tempfile::tempdir().unwrap();
     let names =
-        ["Style.safetensors", "sub/two.safetensors", "Other/two.gguf", "x/A.sft", "x/a.sft"];
+        ["Style.safetensors", "sub/two.safetensors", "Other/two.gguf", "x/A.sft", "y/a.sft"];
     for name in names {
         let path = folder.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();

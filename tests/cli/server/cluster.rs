@@ -1,5 +1,6 @@
 //! Several fronts and workers behind one queue, over a real NATS server.
 
+mod claims;
 mod kills;
 mod login;
 mod partition;
@@ -199,6 +200,12 @@ fn a_front_that_is_killed_and_a_broker_that_is_killed_lose_nothing() {
     assert!(one.image(&running) == reference);
     // Without a broker, what is known is still told, and the rest is refused with a reason.
     broker.stop();
+    let unready = wait_for("the front to be unready", || {
+        let answer = two.get("/ready");
+        (answer.status == 503).then_some(answer)
+    });
+    assert_eq!(unready.json()["reason"], "the broker is out of reach");
+    assert!(two.get("/metrics").text().contains("flux_fast_ready 0\n"));
     assert_eq!(two.job(&running)["status"], "succeeded");
     let refused = two.post("/api/v2/jobs", &json!({"prompt": "a", "steps": 1}));
     assert_eq!(refused.status, 503, "{}", refused.text());

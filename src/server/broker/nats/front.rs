@@ -402,6 +402,10 @@ impl Broker for FrontBroker {
         Some(Workers { live: self.hub.sorted(), catalog, queued })
     }
 
+    fn is_reachable(&self) -> bool {
+        self.link().connected_for().is_some()
+    }
+
     fn ask(&self, query: &PlanQuery) -> std::result::Result<Value, Fault> {
         let model = query.model.clone().unwrap_or_else(|| {
             lock(&self.hub.catalog).as_ref().map(|c| c.default.clone()).unwrap_or_default()

@@ -65,6 +65,11 @@ impl View<'_> {
         {
             return false;
         }
+        let has_styles = record.spec.as_ref().is_some_and(|spec| spec.styles > 0);
+        let reads_styles = || self.worker.inputs_of(&job.model).is_none_or(|inputs| inputs.styles);
+        if has_styles && !reads_styles() {
+            return false;
+        }
         if self.held == Some(job.model.as_str()) {
             return true;
         }
