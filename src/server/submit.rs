@@ -10,7 +10,7 @@ use super::draft::{Draft, TOKEN};
 use super::draft_files::DraftFiles;
 use super::fault::Fault;
 use super::job::{Job, JobSpec, hex, random_hex};
-use super::limits::{Charge, note_limits, too_much};
+use super::limits::{Charge, Limit, Unit, note_limits, too_much};
 use super::models::ServedModel;
 use super::state::{Server, blocking};
 use crate::pipeline::request::Request;
@@ -270,14 +270,15 @@ impl Server {
     }
 
     /// The fault of a request that must wait `wait` nanoseconds, or until a job of `owner` ends.
-    fn limited(&self, owner: &Owner, wait: Option<i64>, violated: &[String]) -> Fault {
+    fn limited(&self, owner: &Owner, wait: Option<i64>, violated: &[Limit]) -> Fault {
         let of_window = wait.unwrap_or(0).max(0) as f64 / SECOND as f64;
-        let of_active = match violated.iter().any(|name| name == ACTIVE) {
+        let of_active = match violated.iter().any(|limit| limit.unit == Unit::Active) {
             true => self.next_end(&owner.0).unwrap_or(1.0),
             false => 0.0,
         };
         let (ms, seconds) = retry_times(of_window.max(of_active), random_seed());
-        let message = format!("the limits of your key are reached: {}", violated.join(", "));
+        let limits: Vec<String> = violated.iter().map(Limit::to_string).collect();
+        let message = format!("the limits of your key are reached: {}", limits.join(", "));
         let mut fault = Fault::new(429, "rate_limit_exceeded", message)
             .hint(format!("send the request again in {seconds} seconds"))
             .retry_after(seconds);
@@ -286,8 +287,6 @@ impl Server {
     }
 }
 
-/// The name of limits on jobs that wait or run.
-const ACTIVE: &str = "active";
 /// Waits of this many seconds and more are spread by whole seconds.
 const LONG_WAIT: f64 = 10.0;
 /// The most seconds by which a wait is spread.

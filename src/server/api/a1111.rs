@@ -12,6 +12,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::controlnet;
+use super::unused::{refuse_fields, refuse_numbers};
 use crate::pipeline::images::{Format, MaskMarks, decode, encode, metadata, provenance_of};
 use crate::pipeline::request::{Mask, Request, Settings};
 use crate::server::access::Owner;
@@ -88,6 +89,26 @@ pub fn error(fault: &Fault) -> Value {
     })
 }
 
+/// Refuses what this server does not do; its neutral values pass, which clients always send.
+fn refuse_unused(fields: &Fields) -> Result<(), Fault> {
+    refuse_fields(
+        fields,
+        &["enable_hr", "firstpass_image", "refiner_checkpoint"],
+        "an image is drawn in one pass: draw it in the final size",
+    )?;
+    refuse_fields(
+        fields,
+        &["restore_faces", "tiling", "script_name", "styles"],
+        "this server draws from a prompt, images and a mask, and nothing else",
+    )?;
+    let whole_seed = "the whole noise comes from the seed";
+    refuse_numbers(fields, &[("subseed_strength", &[0.0])], whole_seed)?;
+    let sizes: [(&str, &[f32]); 2] =
+        [("seed_resize_from_w", &[0.0, -1.0]), ("seed_resize_from_h", &[0.0, -1.0])];
+    refuse_numbers(fields, &sizes, whole_seed)?;
+    refuse_numbers(fields, &[("s_churn", &[0.0])], "the sampler adds no noise")
+}
+
 async fn txt2img(
     State(server): State<Arc<Server>>,
     Extension(owner): Extension<Owner>,
@@ -106,8 +127,8 @@ async fn img2img(
     let mut body = body.json()?;
     let fields = Fields::of(&body)?;
     let mut draft = draft(&server, &owner, &fields)?;
-    let image = body["init_images"][0].as_str();
-    let Some(image) = image else {
+    let images = body["init_images"].as_array().map(Vec::as_slice);
+    let Some([Value::String(image)]) = images else {
         return Err(Fault::invalid("init_images", "init_images: expected a list with one image"));
     };
     draft.input = Some(parse_image("init_images", image)?);
@@ -166,6 +187,7 @@ fn is_set(fields: &Fields, name: &str) -> Result<Option<bool>, Fault> {
 
 /// The fields that `txt2img` and `img2img` share. `cfg_scale` is not true CFG: all clients send it.
 fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault> {
+    refuse_unused(fields)?;
     let mut request = Request::new(fields.text("prompt")?.unwrap_or_default());
     request.width = fields.whole("width")?;
     request.height = fields.whole("height")?;
@@ -243,8 +265,24 @@ fn info(job: &Job, settings: &Settings, body: &Value, count: usize) -> Value {
     {
         notes["Steps asked for"] = json!(steps);
     }
-    if let Some(sampler) = body["sampler_name"].as_str().filter(|s| *s != "Euler") {
-        notes["Sampler asked for"] = json!(sampler);
+    let asked = |name: &str, drawn: &[&str]| {
+        let word = body[name].as_str().filter(|word| !word.is_empty())?;
+        let is_drawn = drawn.iter().any(|other| other.eq_ignore_ascii_case(word));
+        (!is_drawn).then(|| json!(word))
+    };
+    // `sampler_index` is the older name.
+    let sampler = asked("sampler_name", &["Euler"]).or_else(|| asked("sampler_index", &["Euler"]));
+    if let Some(sampler) = sampler {
+        notes["Sampler asked for"] = sampler;
+    }
+    if let Some(scheduler) = asked("scheduler", &["Simple", "Automatic"]) {
+        notes["Schedule type asked for"] = scheduler;
+    }
+    if let Some(negative) = asked("negative_prompt", &[negative.as_str()]) {
+        notes["Negative prompt without effect"] = negative;
+    }
+    if settings.strength.is_some() {
+        notes["Resize mode"] = json!("Crop and resize");
     }
     controlnet::notes(settings).for_each(|(name, text)| notes[name] = json!(text));
     if job.spec.as_ref().is_some_and(|spec| spec.has_mask) {

@@ -79,8 +79,8 @@ pub enum Submitted {
     Limited {
         /// Nanoseconds until the windows have room; `None` if only the end of a job makes room.
         wait: Option<i64>,
-        /// The names of those limits.
-        violated: Vec<String>,
+        /// Those limits.
+        violated: Vec<Limit>,
         /// How all limits stand.
         standings: Vec<Standing>,
     },

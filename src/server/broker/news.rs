@@ -209,11 +209,7 @@ mod tests {
     #[test]
     fn a_cluster_reads_styles_if_one_worker_has_the_networks() {
         let [one, two] = ["1", "2"].map(|id| (*worker(id, "a", &["b"])).clone());
-        let inputs = |styles| {
-            let mut inputs = ModelInputs::default();
-            inputs.styles = styles;
-            Some(inputs)
-        };
+        let inputs = |styles| Some(ModelInputs { styles, ..ModelInputs::default() });
         let with = |mut worker: WorkerFacts, styles: bool| {
             worker.inputs = inputs(styles);
             worker.models[1].inputs = inputs(styles);

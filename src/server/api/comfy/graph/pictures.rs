@@ -8,6 +8,12 @@ use crate::pipeline::request::MAX_SIDE;
 use crate::server::draft::{MAX_INPUT_PIXELS, parse_image, size_of};
 use crate::server::fault::Fault;
 
+/// Whether an image of `from` has the shape of `to`, up to a pixel.
+fn is_shape(from: (u32, u32), to: (u32, u32)) -> bool {
+    let [w, h, width, height] = [from.0, from.1, to.0, to.1].map(f64::from);
+    (w * height / h - width).abs() <= 1.0 || (h * width / w - height).abs() <= 1.0
+}
+
 impl Reader<'_> {
     pub(super) fn start(&mut self, node: &Place) -> Result<Latent, Fault> {
         match node.class {
@@ -100,7 +106,13 @@ impl Reader<'_> {
                 to_total(picture.size, megapixels, steps)
                     .ok_or_else(|| node.invalid("megapixels", "a smaller number"))?
             }
-            _ => self.scaled_size(node, picture.size)?,
+            _ => {
+                let size = self.scaled_size(node, picture.size)?;
+                if node.inputs["crop"] != "center" && !is_shape(picture.size, size) {
+                    self.note("an image is cropped to another shape, not stretched");
+                }
+                size
+            }
         };
         Ok(Picture { size, ..picture })
     }
