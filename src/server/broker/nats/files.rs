@@ -75,9 +75,9 @@ impl Link {
         Ok(bytes)
     }
 
-    /// Deletes the files that processes have left when they ended, or when the broker was away: those
-    /// of no job that `is_job` knows, and uploads that are not among `uploads`. Those that were
-    /// stored shortly before `now` (seconds since 1970) stay: their job may be accepted.
+    /// Deletes the files that processes have left when they ended, or when the broker was away:
+    /// those of no job that `is_job` knows, and uploads that are not among `uploads`. Those that
+    /// were stored shortly before `now` (seconds since 1970) stay: their job may be accepted.
     ///
     /// # Errors
     /// 503.

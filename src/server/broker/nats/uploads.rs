@@ -149,7 +149,8 @@ impl Link {
         refused
     }
 
-    /// Deletes the images of all owners that have expired at `now`. Returns the files of the others.
+    /// Deletes the images of all owners that have expired at `now`. Returns the files of the
+    /// others.
     ///
     /// # Errors
     /// 503.

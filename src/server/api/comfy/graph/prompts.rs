@@ -43,8 +43,8 @@ pub(super) fn check_both(
     }
     if let Some(node) = missing(positive, negative) {
         return Err(sampler.unsupported(&format!(
-            "{node} acts on the positive prompt only, and with a CFG other than 1 a ControlNet acts \
-             on both here: link both outputs of ControlNetApplyAdvanced, or use a CFG of 1"
+            "{node} acts on the positive prompt only, and with a CFG other than 1 a ControlNet \
+             acts on both here: link both outputs of ControlNetApplyAdvanced, or use a CFG of 1"
         )));
     }
     if !is_same(&positive.references, &negative.references)
