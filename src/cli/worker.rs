@@ -154,6 +154,15 @@ fn table(status: &Value) -> String {
             vec![id, host, state.into(), text(&worker["held"]), left, text(&worker["drawn"]), vram]
         }));
         rows(lines, &mut out);
+        for worker in workers.iter().filter(|worker| worker["left_out"].as_u64() > Some(0)) {
+            let (id, count) = (text(&worker["id"]), &worker["left_out"]);
+            writeln!(
+                out,
+                "\n{count} names of {id} do not fit into a message of the broker, and nobody can \
+                 ask for them: raise its max_payload"
+            )
+            .ok();
+        }
     }
     out
 }

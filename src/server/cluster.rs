@@ -219,6 +219,7 @@ fn facts(server: &Server, lists: Lists) -> Option<WorkerFacts> {
         jobs: Vec::new(),
         busy_for,
         drawn: server.metrics.drawn(),
+        left_out: 0,
     })
 }
 

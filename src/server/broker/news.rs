@@ -90,6 +90,9 @@ pub struct WorkerFacts {
     /// The jobs that it has ended.
     #[serde(default)]
     pub drawn: u64,
+    /// How many names it has that do not fit into the message: nobody can ask for them.
+    #[serde(default)]
+    pub left_out: usize,
 }
 
 impl WorkerFacts {
@@ -109,7 +112,41 @@ impl WorkerFacts {
     }
 }
 
+/// Shortens the `lists` in `value`, so that it has at most `most` bytes as JSON: without the
+/// descriptions of files, and then without the last names. Returns how many names are left out.
+fn shorten<T: Serialize>(
+    value: &mut T,
+    lists: impl Fn(&mut T) -> [&mut Vec<Listed>; 3],
+    most: usize,
+) -> usize {
+    let length = |value: &T| serde_json::to_vec(value).map_or(0, |bytes| bytes.len());
+    if length(value) <= most {
+        return 0;
+    }
+    lists(value).into_iter().flatten().for_each(|listed| listed.what.clear());
+    let mut left_out = 0;
+    loop {
+        let length = length(value);
+        let longest = lists(value).into_iter().max_by_key(|list| list.len());
+        let Some(longest) = longest.filter(|list| length > most && list.len() > 1) else {
+            return left_out;
+        };
+        let kept = (longest.len() * most / length).clamp(1, longest.len() - 1);
+        left_out += longest.len() - kept;
+        longest.truncate(kept);
+    }
+}
+
 impl WorkerFacts {
+    /// Leaves names out that do not fit into a message of `most` bytes.
+    pub fn shorten(&mut self, most: usize) {
+        let lists = |f: &mut WorkerFacts| -> [_; 3] {
+            let WorkerFacts { models, loras, controlnets, .. } = f;
+            [models, loras, controlnets]
+        };
+        self.left_out = shorten(self, lists, most);
+    }
+
     /// What the model that it calls `name` reads besides the prompt, as far as it knows.
     pub fn inputs_of(&self, name: &str) -> Option<ModelInputs> {
         if name == self.default {
@@ -151,6 +188,15 @@ pub struct Catalog {
 }
 
 impl Catalog {
+    /// Leaves names out that do not fit into a value of `most` bytes.
+    pub fn shorten(&mut self, most: usize) {
+        let lists = |catalog: &mut Catalog| -> [_; 3] {
+            let Catalog { models, loras, controlnets, .. } = catalog;
+            [models, loras, controlnets]
+        };
+        shorten(self, lists, most);
+    }
+
     /// What `workers` can draw together; `None` if none of them is ready.
     pub fn of(workers: &[Arc<WorkerFacts>]) -> Option<Catalog> {
         let ready = || workers.iter().filter(|worker| worker.ready);
@@ -204,6 +250,32 @@ mod tests {
         let models = [default].iter().chain(others).map(listed).collect();
         let (id, default) = (id.to_string(), default.to_string());
         Arc::new(WorkerFacts { id, default, ready: true, models, ..WorkerFacts::default() })
+    }
+
+    #[test]
+    fn long_lists_are_cut_to_the_length_of_a_message() {
+        let long = |count: usize| -> Vec<Listed> {
+            let names = (0..count).map(|n| format!("{}{n}.safetensors", "name".repeat(20)));
+            names.map(|name| Listed { what: "x".repeat(50), ..Listed::named(&name) }).collect()
+        };
+        let facts = WorkerFacts {
+            models: long(20),
+            loras: long(10_000),
+            controlnets: long(5),
+            ..WorkerFacts::default()
+        };
+        let length = |facts: &WorkerFacts| serde_json::to_vec(facts).unwrap().len();
+        let mut short = facts.clone();
+        short.shorten(length(&facts));
+        assert_eq!(short, facts, "it fits");
+        short.shorten(1_000_000);
+        assert!((900_000..=1_000_000).contains(&length(&short)), "{}", length(&short));
+        assert_eq!(short.left_out, facts.loras.len() - short.loras.len());
+        assert_eq!((short.models.len(), short.controlnets.len()), (20, 5));
+        assert_eq!(short.models[0].name, facts.models[0].name);
+        // The default model is the first one, and stays.
+        short.shorten(10);
+        assert_eq!((short.models.len(), short.loras.len()), (1, 1));
     }
 
     #[test]

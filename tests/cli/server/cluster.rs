@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use super::nats::{Broker, on_nats};
-use super::{Server, command, drawn_by_command, endless, kill, program, start, wait_for};
+use super::{Server, command, drawn_by_command, endless, form, kill, program, start, wait_for};
 use proxy::Proxy;
 
 /// A worker of a cluster. It is killed when it goes out of scope.
@@ -124,6 +124,14 @@ fn a_job_of_one_front_is_drawn_elsewhere_and_seen_by_another_front() {
         one.wait(id, &["canceled"]);
     }
     status(&url, &one);
+    // Files of batches are known to one front only, which the other says.
+    let (head, body) = form(&[("purpose", None, b"batch"), ("file", Some("a.jsonl"), b"{}")]);
+    let file = one.request("POST", "/v1/files", &head, &body).json()["id"].clone();
+    let path = format!("/v1/files/{}", file.as_str().unwrap());
+    assert_eq!(one.get(&path).status, 200);
+    let elsewhere = two.get(&path);
+    assert_eq!(elsewhere.status, 404);
+    assert!(elsewhere.text().contains("the front that received them"), "{}", elsewhere.text());
 }
 
 /// What `cluster status` and `/metrics` say of a cluster with an idle worker.

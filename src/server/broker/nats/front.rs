@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::claims::{Claim, Claiming, reused};
+use super::connect::Buckets;
 use super::files::{input_paths, is_result};
 use super::hub::{Hub, lock};
 use super::limits::Jobs;
@@ -61,7 +62,7 @@ impl FrontBroker {
         data: DataFolder,
         max_queued: usize,
     ) -> Result<FrontBroker> {
-        let (hub, news) = Hub::join(options).await?;
+        let (hub, news) = Hub::join(options, Buckets::Kept).await?;
         let failed = |fault: Fault| Error::device(fault.message);
         let secret = shared_secret(&hub.link).await.map_err(failed)?;
         tokio::spawn(super::tasks::hear_events(hub.clone()));

@@ -289,3 +289,13 @@ fn options_for_a_broker_need_one_and_files_of_keys_have_an_end() {
     let (code, text) = serve(&["--key-file", file]);
     assert!(code == Some(4) && text.contains("more than"), "{code:?}: {text}");
 }
+
+#[test]
+fn the_status_of_a_cluster_only_reads() {
+    let Some(broker) = Broker::start() else { return };
+    let url = broker.url("nobody");
+    let output = status(&url, &[]);
+    assert_eq!(output.status.code(), Some(4), "{}", errors(&output));
+    assert!(errors(&output).contains("no front and no worker"), "{}", errors(&output));
+    assert_eq!(broker.ask("$JS.API.STREAM.NAMES")["total"], 0);
+}
