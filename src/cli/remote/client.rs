@@ -312,9 +312,16 @@ pub fn fault_of(status: u16, error: &Value) -> Error {
         message = rest.to_string();
     }
     let mut fault = Error::new(kind, message);
+    // A field of the server may be a list; the option is for one of its items.
+    let option_of = |name: &str| {
+        let item = || PARAMETERS.iter().find(|option| name.strip_suffix('s') == Some(**option));
+        PARAMETERS.iter().find(|option| **option == name).or_else(item)
+    };
     fault = match parameter {
-        Some(name) if PARAMETERS.contains(&name.as_str()) => fault.at_parameter(name),
-        Some(name) => fault.at(name),
+        Some(name) => match option_of(&name) {
+            Some(option) => fault.at_parameter(*option),
+            None => fault.at(name),
+        },
         None => fault,
     };
     match text("hint") {
@@ -350,6 +357,8 @@ mod tests {
         assert_eq!((fault.kind(), fault.parameter()), (Kind::Argument, Some("steps")));
         // The parameter is said once, where the command line says it.
         assert_eq!(fault.to_string().matches("steps").count(), 1, "{fault}");
+        let fault = fault_of(404, &json!({"message": "none", "parameter": "controlnets"}));
+        assert_eq!(fault.parameter(), Some("controlnet"));
         for (status, code, kind) in [
             (404, "model_not_found", Kind::Missing),
             (401, "unauthorized", Kind::Argument),

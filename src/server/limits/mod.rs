@@ -184,9 +184,9 @@ impl Plan {
 /// The fault of a request that can never be admitted.
 pub fn too_much(limit: &Limit, amount: u64) -> Fault {
     let (found, parameter) = match limit.unit {
-        Unit::Images => (format!("{amount} images"), "n"),
+        Unit::Images => (format!("{amount} images"), "count"),
         Unit::Pixels => (format!("{:.2} megapixels", amount as f64 / 1e6), "size"),
-        Unit::Requests | Unit::Active => (format!("{amount} requests"), "n"),
+        Unit::Requests | Unit::Active => (format!("{amount} requests"), "count"),
     };
     let message = format!("{parameter}: the plan of your key allows {limit}: found {found}");
     Fault::invalid(parameter, message).hint("ask for less at a time")
