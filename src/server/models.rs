@@ -18,6 +18,7 @@ use crate::pipeline::models::{ModelKind, ModelPlaces};
 use crate::pipeline::request::Options;
 use crate::pipeline::{ControlNetInputs, ModelInputs};
 use crate::spec::flux1::CONTROLNET;
+use add_ons::inputs_with_styles;
 
 /// The name of the model inside the program.
 const EMBEDDED: &str = "flux-tiny";
@@ -276,7 +277,7 @@ impl Models {
         let path = self.path(name, Role::Model).ok()?;
         let all = self.of_kind(ModelKind::Model);
         let listed = all.iter().find(|listed| listed.path.as_ref() == Some(&path))?;
-        self.inputs_with_styles(listed)
+        inputs_with_styles(listed, self.has_style_networks())
     }
 
     /// The file that a name means, from memory if it was looked up lately.
@@ -336,8 +337,9 @@ impl Models {
                 && m.path.as_deref().is_some_and(|path| real(path) == self.default_file);
             m.name != self.default_name() && !is_default
         });
+        let has_networks = self.has_style_networks();
         for model in &mut models {
-            model.inputs = self.inputs_with_styles(model);
+            model.inputs = inputs_with_styles(model, has_networks);
         }
         let what = if self.default_name() == EMBEDDED {
             "the embedded model"

@@ -210,9 +210,8 @@ impl Catalog {
         let merged = |list: fn(&WorkerFacts) -> &Vec<Listed>| {
             let mut merged: Vec<Listed> = Vec::new();
             for item in ready().flat_map(|worker| list(worker)) {
-                match merged.iter_mut().find(|known| known.name == item.name) {
-                    Some(known) => known.inputs = with_styles_of(known.inputs, item.inputs),
-                    None => merged.push(item.clone()),
+                if !merged.iter().any(|known| known.name == item.name) {
+                    merged.push(item.clone());
                 }
             }
             merged.sort_by(|a, b| a.name.cmp(&b.name));
@@ -220,6 +219,11 @@ impl Catalog {
         };
         let mut models = merged(|worker| &worker.models);
         models.sort_by_key(|model| model.name != first.default);
+        // One worker is enough to read styles.
+        for model in &mut models {
+            let known = ready().map(|worker| worker.inputs_of(&model.name));
+            model.inputs = known.fold(model.inputs, with_styles_of);
+        }
         Some(Catalog {
             default: first.default.clone(),
             defaults: first.defaults.clone(),

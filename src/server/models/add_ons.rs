@@ -82,17 +82,8 @@ impl Models {
     }
 
     /// Whether the folders have the networks of FLUX.1 Redux. It may read folders.
-    fn has_style_networks(&self) -> bool {
+    pub(super) fn has_style_networks(&self) -> bool {
         [REDUX, SIGLIP].iter().all(|part| !self.of_kind(ModelKind::Part(*part)).is_empty())
-    }
-
-    /// What a model of the folders reads besides the prompt. It may read folders.
-    pub(super) fn inputs_with_styles(&self, listed: &Listed) -> Option<ModelInputs> {
-        let mut inputs = listed.inputs?;
-        // Diffusers' folders may contain them.
-        let own = listed.path.as_ref().is_some_and(|path| path.join("image_embedder").is_dir());
-        inputs.styles = inputs.controlnets && (own || self.has_style_networks());
-        Some(inputs)
     }
 
     /// What the model inside the program reads besides the prompt. It may read folders.
@@ -101,4 +92,14 @@ impl Models {
         inputs.styles = self.has_style_networks();
         inputs
     }
+}
+
+/// What a model of the folders reads besides the prompt, if those have the networks for styles or
+/// not.
+pub(super) fn inputs_with_styles(listed: &Listed, has_networks: bool) -> Option<ModelInputs> {
+    let mut inputs = listed.inputs?;
+    // Diffusers' folders may contain them.
+    let own = || listed.path.as_ref().is_some_and(|path| path.join("image_embedder").is_dir());
+    inputs.styles = inputs.controlnets && (has_networks || own());
+    Some(inputs)
 }
