@@ -431,5 +431,4 @@ mod listed;
 #[cfg(test)]
 mod tests;
 
-#[cfg(feature = "nats")]
 pub use listed::is_listed;
