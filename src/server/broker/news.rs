@@ -116,7 +116,7 @@ impl WorkerFacts {
 /// descriptions of files, and then without the last names. Returns how many names are left out.
 fn shorten<T: Serialize>(
     value: &mut T,
-    lists: impl Fn(&mut T) -> [&mut Vec<Listed>; 3],
+    lists: fn(&mut T) -> [&mut Vec<Listed>; 3],
     most: usize,
 ) -> usize {
     let length = |value: &T| serde_json::to_vec(value).map_or(0, |bytes| bytes.len());
@@ -140,10 +140,9 @@ fn shorten<T: Serialize>(
 impl WorkerFacts {
     /// Leaves names out that do not fit into a message of `most` bytes.
     pub fn shorten(&mut self, most: usize) {
-        let lists = |f: &mut WorkerFacts| -> [_; 3] {
-            let WorkerFacts { models, loras, controlnets, .. } = f;
-            [models, loras, controlnets]
-        };
+        fn lists(facts: &mut WorkerFacts) -> [&mut Vec<Listed>; 3] {
+            [&mut facts.models, &mut facts.loras, &mut facts.controlnets]
+        }
         self.left_out = shorten(self, lists, most);
     }
 
@@ -190,10 +189,9 @@ pub struct Catalog {
 impl Catalog {
     /// Leaves names out that do not fit into a value of `most` bytes.
     pub fn shorten(&mut self, most: usize) {
-        let lists = |catalog: &mut Catalog| -> [_; 3] {
-            let Catalog { models, loras, controlnets, .. } = catalog;
-            [models, loras, controlnets]
-        };
+        fn lists(catalog: &mut Catalog) -> [&mut Vec<Listed>; 3] {
+            [&mut catalog.models, &mut catalog.loras, &mut catalog.controlnets]
+        }
         shorten(self, lists, most);
     }
 
