@@ -142,7 +142,7 @@ fn is_made<E: std::error::Error>(
 fn no_cluster(name: &str, error: &dyn std::error::Error) -> Error {
     let text = error.to_string();
     // 10059: there is no such stream.
-    let is_missing = text.contains("10059") || text.contains("stream not found");
+    let is_missing = text.contains("error code 10059");
     if !is_missing {
         return setup_error(name, error);
     }

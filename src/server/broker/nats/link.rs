@@ -205,6 +205,12 @@ pub async fn get<T: DeserializeOwned>(
     Ok(Some((value, entry.revision)))
 }
 
+/// Whether brokers with several copies were changing the same key when they refused a change.
+fn is_overtaken(error: &dyn std::error::Error) -> bool {
+    // The client library has no kind for it.
+    error.to_string().contains("error code 10164")
+}
+
 /// Sets `key`, if it still has `revision` (0: if there is none). Returns the new revision; `None`
 /// if somebody else has changed it.
 ///
@@ -221,13 +227,13 @@ pub async fn set<T: Serialize>(
     if revision == 0 {
         return match store.create(key, bytes.into()).await {
             Ok(revision) => Ok(Some(revision)),
-            Err(e) if e.kind() == CreateErrorKind::AlreadyExists => Ok(None),
+            Err(e) if e.kind() == CreateErrorKind::AlreadyExists || is_overtaken(&e) => Ok(None),
             Err(e) => Err(unreachable(&e)),
         };
     }
     match store.update(key, bytes.into(), revision).await {
         Ok(revision) => Ok(Some(revision)),
-        Err(e) if e.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
+        Err(e) if e.kind() == UpdateErrorKind::WrongLastRevision || is_overtaken(&e) => Ok(None),
         Err(e) => Err(unreachable(&e)),
     }
 }
@@ -256,7 +262,7 @@ pub async fn set_for<T: Serialize>(
     let sent = link.context.send_publish(subject, message).await;
     match sent.map_err(|e| unreachable(&e))?.await {
         Ok(stored) => Ok(Some(stored.sequence)),
-        Err(e) if e.kind() == PublishErrorKind::WrongLastSequence => Ok(None),
+        Err(e) if e.kind() == PublishErrorKind::WrongLastSequence || is_overtaken(&e) => Ok(None),
         Err(e) => Err(unreachable(&e)),
     }
 }
