@@ -255,9 +255,8 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Draws `requests` one after another with the model of `options`, each with
-    /// `inputs`, and writes each image as soon as it is there. `recorded` is the image that is drawn
-    /// again.
+    /// Draws `requests` one after another with the model of `options`, each with `inputs`, and
+    /// writes each image as soon as it is there. `recorded` is the image that is drawn again.
     fn draw(
         &self,
         mut requests: Vec<Request>,
