@@ -144,7 +144,7 @@ mod tests {
         assert!((48..64).contains(&(both - one)), "{one} {both}");
         assert_eq!(named(&[small, large.clone()], 9_000_000_000), 9_000);
         let enough = ByteSize(one * 1_000_000);
-        assert!(check(&[large.clone()], enough, 0).is_ok() && large.fits(Some(enough)));
+        assert!(check(std::slice::from_ref(&large), enough, 0).is_ok() && large.fits(Some(enough)));
         assert!(large.fits(None) && !large.fits(Some(ByteSize(1 << 30))));
     }
 }

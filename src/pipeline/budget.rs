@@ -160,7 +160,8 @@ fn least_bytes(caps: &Caps, overhead: u64, least: u64) -> u64 {
     overhead + least.next_multiple_of(caps.granularity as u64)
 }
 
-/// `bytes` in MB, rounded up, with room for what the process may need more when it is started again.
+/// `bytes` in MB, rounded up, with room for what the process may need more when it is started
+/// again.
 fn megabytes(bytes: u64) -> u64 {
     bytes.div_ceil(1_000_000) + 8
 }

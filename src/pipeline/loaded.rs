@@ -144,8 +144,8 @@ impl LoadedModel {
         }
     }
 
-    /// The phases of [`plan`](LoadedModel::plan), and the host memory that the process needs besides
-    /// their plans, in bytes.
+    /// The phases of [`plan`](LoadedModel::plan), and the host memory that the process needs
+    /// besides their plans, in bytes.
     fn phases<'a>(
         &'a self,
         settings: &Settings,
