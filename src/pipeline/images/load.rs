@@ -387,10 +387,11 @@ fn checked(bytes: &[u8], max_pixels: u64) -> Result<Checked> {
     let stored = decoder.total_bytes();
     // The memory of decoders besides the pixels that they return.
     let inside = match format {
-        // A copy of the file, and the coefficients of a progressive image.
+        // A copy of the file, and the coefficients of each component of a progressive image.
         ImageFormat::Jpeg => {
-            let is_progressive = jpeg_segments(bytes).any(|s| s.marker == 0xc2);
-            bytes.len() as u64 + if is_progressive { 6 * pixels } else { 0 }
+            let progressive = jpeg_segments(bytes).find(|s| s.marker == 0xc2);
+            let components = progressive.and_then(|s| s.content.get(5).copied()).unwrap_or(0);
+            bytes.len() as u64 + 2 * u64::from(components) * pixels
         }
         ImageFormat::WebP => 8 * pixels,
         ImageFormat::Tiff => stored,
