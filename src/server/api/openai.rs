@@ -20,6 +20,7 @@ use super::files;
 use super::shared::{
     Form, FormFile, form, format, images_to_edit, link, quality_of, set_mask_fields, split_extra,
 };
+use super::unused::{refuse_fields, refuse_words};
 use crate::pipeline::images::{Format, MaskMarks, image_size};
 use crate::pipeline::request;
 use crate::server::access::Owner;
@@ -101,6 +102,8 @@ pub enum Sent {
 
 /// Reads the fields that generations and edits share.
 fn wish(fields: &Fields) -> Result<Wish, Fault> {
+    let opaque: [(&str, &[&str]); 1] = [("background", &["auto", "opaque"])];
+    refuse_words(fields, &opaque, "images have no transparent pixels")?;
     let Some(prompt) = fields.text("prompt")? else {
         return Err(Fault::invalid("prompt", "prompt: it is missing"));
     };
@@ -180,6 +183,11 @@ fn with_extra(fields: &Fields) -> Result<Option<Map<String, Value>>, Fault> {
 fn generation(server: &Server, fields: &Fields) -> Result<Wish, Fault> {
     let all = with_extra(fields)?;
     let fields = &Fields(all.as_ref().unwrap_or(fields.0));
+    refuse_fields(
+        fields,
+        &["image", "images", "mask"],
+        "images are edited at /v1/images/edits, or sent as image_url",
+    )?;
     let mut wish = wish(fields)?;
     // Together's image to image.
     if let Some(image) = fields.long_text("image_url")? {

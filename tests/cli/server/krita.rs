@@ -147,14 +147,15 @@ fn the_plugin_connects() {
 fn the_plugin_generates_and_refines() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
-    let common = ["a red fox", "--steps", "3", "--seed", "7"];
+    let common = ["a red fox", "--size", "256x256", "--seed", "7", "--guidance", "3.5"];
     let drawn = |more: &[&str]| drawn_by_command(folder.path(), &[&common[..], more].concat());
     let generate = recorded!("generate").draw(&server);
-    assert!(generate == drawn(&["--size", "256x256"]), "generate");
+    assert!(generate == drawn(&["--steps", "3"]), "generate");
 
+    // A strength of 60 % with 3 steps at least.
     let refine = recorded!("refine");
     let canvas = file(folder.path(), "canvas.png", &refine.image(refine.ids()[0]));
-    let by_command = drawn(&["-i", &canvas, "--strength", "0.67", "--size", "256x256"]);
+    let by_command = drawn(&["-i", &canvas, "--strength", "0.6", "--steps", "5"]);
     assert!(refine.draw(&server) == by_command, "refine");
     // A canvas in a size that no model draws: drawn in a larger one, and scaled back.
     let odd = rgb(&recorded!("generate_odd").draw(&server));
@@ -180,9 +181,10 @@ fn check_selection(result: &[u8], by_command: &[u8], mask: &[u8], at: (u32, u32)
 fn the_plugin_repaints_a_selection() {
     let folder = tempfile::tempdir().unwrap();
     let server = Server::start(&folder.path().join("data"), &[]);
-    for (recorded, strength) in
-        [(recorded!("hard_fill"), "1"), (recorded!("hard_refine_region"), "0.67")]
-    {
+    for (recorded, strength, steps, guidance) in [
+        (recorded!("hard_fill"), "1", "3", "30"),
+        (recorded!("hard_refine_region"), "0.6", "5", "3.5"),
+    ] {
         let [canvas, mask] = recorded.ids()[..] else { panic!("a canvas and a mask") };
         let (canvas, mask) = (recorded.image(canvas), recorded.image(mask));
         let (photo, selected) =

@@ -9,6 +9,7 @@ mod packages;
 mod picture;
 mod pictures;
 mod place;
+mod prompts;
 mod reader;
 mod scale;
 mod styles;
@@ -296,5 +297,7 @@ pub fn interpret(graph: &Map<String, Value>, around: &dyn Surroundings) -> Resul
     meaning(&mut reader, drawn, outputs)
 }
 
+#[cfg(test)]
+mod krita_tests;
 #[cfg(test)]
 mod tests;

@@ -1,13 +1,13 @@
 //! The images that clients leave here, by their names in this API.
 
 use axum::body::Bytes;
+use sha2::{Digest, Sha256};
 
 use crate::server::access::Owner;
 use crate::server::fault::Fault;
 use crate::server::job::hex;
 use crate::server::state::Server;
 use crate::server::store::FULL;
-use crate::server::submit::hash_bytes;
 use crate::server::uploads::Upload;
 
 /// The name of an image in a folder.
@@ -80,7 +80,7 @@ pub fn find_cached(server: &Server, owner: &Owner, id: &str) -> Result<Option<By
 /// # Errors
 /// 507 if the caller has stored too much already, 503.
 pub fn keep(server: &Server, owner: &Owner, png: &Bytes) -> Result<String, Fault> {
-    let name = format!("{MASK}{}", hex(&hash_bytes(png)));
+    let name = format!("{MASK}{}", hex(&Sha256::digest(png)));
     put_cached(server, owner, &name, png)?;
     Ok(name)
 }

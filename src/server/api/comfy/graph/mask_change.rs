@@ -4,7 +4,7 @@ use crate::pipeline::request::Mask;
 use crate::server::masks::invert;
 
 /// What a node does to a mask.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum MaskChange {
     /// White becomes black.
     Invert,

@@ -20,7 +20,7 @@ const MAX_GROWTH: i64 = 1024;
 const FEATHERING: u64 = 40;
 
 /// What is repainted.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum GraphMask {
     /// A part of an image.
     Marked { bytes: Bytes, marks: MaskMarks, changes: Vec<MaskChange> },
@@ -96,7 +96,7 @@ pub(super) fn read(
     }
     let size = (picture.size.0 as usize, picture.size.1 as usize);
     let read = mask.pixels().and_then(|mask| DraftMask::of(&mask)?.fitted(size, |_| ()));
-    read.map(Some).map_err(|fault| node.unsupported(&fault.message))
+    read.map(Some).map_err(|fault| node.at(fault))
 }
 
 impl Reader<'_> {
@@ -230,7 +230,7 @@ impl Reader<'_> {
         if slot < 2 {
             let input = if slot == 0 { "positive" } else { "negative" };
             let mut conditioning = self.conditioning(node, input)?;
-            if !is_fill && slot == 0 {
+            if !is_fill {
                 conditioning.control = Some(self.pixels(node)?);
             }
             return Ok(Output::Conditioning(conditioning));
@@ -300,7 +300,7 @@ impl Reader<'_> {
         };
         let mask = self.mask(node, "mask")?;
         self.work(node)?;
-        let mask = mask.pixels().map_err(|fault| node.unsupported(&fault.message))?;
+        let mask = mask.pixels().map_err(|fault| node.at(fault))?;
         if (mask.width as u32, mask.height as u32) != drawn.size {
             let (width, height) = drawn.size;
             let why = format!(

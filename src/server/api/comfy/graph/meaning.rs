@@ -6,7 +6,7 @@ use super::picture::Picture;
 use super::place::Place;
 use super::reader::Reader;
 use super::{Control, Drawing, Drawn, Guider, Latent, Meaning, OutputNode, Sigmas};
-use super::{masks, whole_tokens};
+use super::{masks, prompts, whole_tokens};
 use crate::pipeline::request::{LoraChoice, Request};
 use crate::server::fault::Fault;
 
@@ -16,7 +16,7 @@ pub(super) fn meaning(
     drawn: Drawn,
     outputs: Vec<OutputNode>,
 ) -> Result<Meaning, Fault> {
-    let notes = std::mem::take(&mut reader.notes);
+    let mut notes = std::mem::take(&mut reader.notes);
     let sampler = reader.node(&drawn.drawing.node)?;
     let Drawing { guider, seed, sigmas, latent, .. } = *drawn.drawing;
     let Guider { model, positive, negative, cfg } = guider;
@@ -25,13 +25,10 @@ pub(super) fn meaning(
     request.guidance = positive.guidance;
     request.shift = model.shift;
     request.loras = loras(&model.loras, &positive.loras);
-    let acts = |net: &Control| positive.controlnets.iter().any(|other| other.node == net.node);
-    let mut of_negative = negative.iter().flat_map(|negative| &negative.controlnets);
-    if let Some(net) = of_negative.find(|net| !acts(net)) {
-        return Err(sampler.unsupported(&format!(
-            "{} acts on the negative prompt only: link its positive output, too",
-            net.node
-        )));
+    prompts::check_counts(&positive, &sampler)?;
+    if let Some(negative) = &negative {
+        let more = prompts::check_both(&positive, negative, cfg != 1.0, &sampler)?;
+        notes.extend(more.into_iter().map(String::from));
     }
     if cfg != 1.0 {
         let negative = negative.filter(|negative| !negative.is_zero);
@@ -130,7 +127,7 @@ pub(super) fn meaning(
 
 /// The file of a picture in its size. A file that is damaged is a fault at `sampler`.
 fn file_of(picture: &Picture, sampler: &Place) -> Result<Bytes, Fault> {
-    picture.file().map_err(|fault| sampler.unsupported(&fault.message))
+    picture.file().map_err(|fault| sampler.at(fault))
 }
 
 /// The strength with which exactly the last `steps` of `total` steps are drawn.

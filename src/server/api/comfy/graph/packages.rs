@@ -41,7 +41,7 @@ impl Reader<'_> {
             "MaskToImage" => {
                 let mask = self.mask(node, "mask")?;
                 self.work(node)?;
-                let mask = mask.pixels().map_err(|fault| node.unsupported(&fault.message))?;
+                let mask = mask.pixels().map_err(|fault| node.at(fault))?;
                 let size = (mask.width as u32, mask.height as u32);
                 let png = crate::server::masks::DraftMask::of(&mask)?.png;
                 Ok(Output::Picture(Picture::new(png, size)))

@@ -7,9 +7,9 @@ use super::place::Place;
 use super::reader::Reader;
 use super::scale::{kontext, to_total};
 use super::{Drawn, Latent, Output, UNIT};
-use crate::pipeline::images::{Filter, image_size};
+use crate::pipeline::images::Filter;
 use crate::server::api::comfy::finish::{Finish, size_after};
-use crate::server::draft::{MAX_INPUT_PIXELS, parse_image};
+use crate::server::draft::{MAX_INPUT_PIXELS, parse_image, size_of};
 use crate::server::fault::Fault;
 
 /// The longest side of an image that a node changes, in pixels.
@@ -78,8 +78,8 @@ impl Reader<'_> {
                 self.around.image(&name)?.ok_or_else(missing)?
             }
         };
-        let size = image_size(&bytes, u64::MAX);
-        let size = size.map_err(|e| node.invalid("image", &Fault::from(e).message))?;
+        let size = size_of(&bytes, "image");
+        let size = size.map_err(|fault| node.invalid("image", &fault.message))?;
         Ok(Picture::new(bytes, size))
     }
 
@@ -95,7 +95,7 @@ impl Reader<'_> {
     /// The file of a picture, with its changes.
     pub(super) fn file(&mut self, node: &Place, picture: &Picture) -> Result<Bytes, Fault> {
         self.work(node)?;
-        picture.file().map_err(|fault| node.unsupported(&fault.message))
+        picture.file().map_err(|fault| node.at(fault))
     }
 
     /// `picture`, unless it has too many changes or pixels.

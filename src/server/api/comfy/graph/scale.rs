@@ -1,9 +1,7 @@
 //! Sizes of nodes that scale images.
 
 use crate::pipeline::images::nearest_kontext_size;
-
-/// The most pixels of an image that is scaled here.
-const MAX_PIXELS: f64 = 16e6;
+use crate::server::draft::MAX_INPUT_PIXELS;
 
 /// The size of `FluxKontextImageScale` for an image of `size`: the one with the nearest shape.
 pub fn kontext(size: (u32, u32)) -> (u32, u32) {
@@ -20,7 +18,7 @@ pub fn to_total(size: (u32, u32), megapixels: f32, multiple: u32) -> Option<(u32
     let multiple = f64::from(multiple.max(1));
     let side = |side: f64| ((side * scale / multiple).round() * multiple).max(multiple);
     let (width, height) = (side(width), side(height));
-    (width * height <= MAX_PIXELS).then_some((width as u32, height as u32))
+    (width * height <= MAX_INPUT_PIXELS as f64).then_some((width as u32, height as u32))
 }
 
 #[cfg(test)]
