@@ -96,10 +96,10 @@ impl Stretcher {
 }
 
 /// `image` stretched to `width x height`: columns first, then rows, with weights of 22 bits and
-/// 8-bit values between the two, as `Image.resize` of Pillow up to 12 computes it. (Pillow 13 begins
-/// with the rows where the image loses more than twice as many rows as columns. Values of a photo
-/// then differ by at most 2. Not followed here: rows arrive one after another, and reference code
-/// does not name a version.)
+/// 8-bit values between the two, as `Image.resize` of Pillow up to 12 computes it. (Pillow 13
+/// begins with the rows where the image loses more than twice as many rows as columns. Values of a
+/// photo then differ by at most 2. Not followed here: rows arrive one after another, and reference
+/// code does not name a version.)
 pub fn stretched(image: &Image, width: usize, height: usize, filter: Filter) -> Image {
     let mut stretcher = Stretcher::new((image.width, image.height), width, height, filter);
     image.rgb.chunks_exact(CHANNELS * image.width).for_each(|row| stretcher.push(row));
