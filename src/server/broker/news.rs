@@ -258,7 +258,9 @@ mod tests {
     fn long_lists_are_cut_to_the_length_of_a_message() {
         let long = |count: usize| -> Vec<Listed> {
             let names = (0..count).map(|n| format!("{}{n}.safetensors", "name".repeat(20)));
-            names.map(|name| Listed { what: "x".repeat(50), ..Listed::named(&name) }).collect()
+            let mut all: Vec<_> = names.map(|name| Listed::named(&name)).collect();
+            all.iter_mut().for_each(|listed| listed.what = "x".repeat(50));
+            all
         };
         let facts = WorkerFacts {
             models: long(20),
