@@ -162,7 +162,7 @@ fn prepared_control(kind: Option<Flux1Kind>, fitted: Image, on: Listener<'_>) ->
         return Ok(fitted);
     }
     send(on, Event::note("the edges of the image of {control} are used"))?;
-    Ok(images::canny(&fitted))
+    Ok(images::canny(&fitted, images::THRESHOLDS))
 }
 
 /// Which latents of the image to start from are kept.

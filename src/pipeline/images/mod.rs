@@ -21,7 +21,7 @@ mod scan;
 mod stretch;
 mod texts;
 
-pub(crate) use canny::{canny, is_drawing_of_edges};
+pub(crate) use canny::{THRESHOLDS, canny, is_drawing_of_edges};
 pub use decoder::MAX_PIXELS;
 pub use encode::{DEFAULT_QUALITY, Format, encode};
 pub use image_text::{ImageText, MAX_TEXT_BYTES, PNG_KEY};

@@ -20,6 +20,7 @@ use super::files;
 use super::shared::{
     Form, FormFile, form, format, images_to_edit, link, quality_of, set_mask_fields,
 };
+use super::unused::{refuse_fields, refuse_words};
 use crate::pipeline::images::{Format, MaskMarks, image_size};
 use crate::pipeline::request;
 use crate::server::access::Owner;
@@ -101,6 +102,8 @@ pub enum Sent {
 
 /// Reads the fields that generations and edits share.
 fn wish(fields: &Fields) -> Result<Wish, Fault> {
+    let opaque: [(&str, &[&str]); 1] = [("background", &["auto", "opaque"])];
+    refuse_words(fields, &opaque, "images have no transparent pixels")?;
     let Some(prompt) = fields.text("prompt")? else {
         return Err(Fault::invalid("prompt", "prompt: it is missing"));
     };
@@ -167,6 +170,11 @@ async fn generations(
 }
 
 fn generation(server: &Server, fields: &Fields) -> Result<Wish, Fault> {
+    refuse_fields(
+        fields,
+        &["image", "images", "mask"],
+        "images are edited at /v1/images/edits, or sent as image_url",
+    )?;
     let mut wish = wish(fields)?;
     // Together's image to image.
     if let Some(image) = fields.long_text("image_url")? {

@@ -11,9 +11,8 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
-use super::shared::{
-    format, images_to_edit, mask, optional_image, quality_of, refuse_fields, sentence,
-};
+use super::shared::{format, images_to_edit, mask, optional_image, quality_of, sentence};
+use super::unused::{refuse_fields, refuse_words};
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::{self, ControlNetChoice, Request};
 use crate::server::access::Owner;
@@ -89,7 +88,14 @@ fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
     let sample = Fields(&sample);
     let guidance = part(&sample, "guidance")?;
     let guidance = Fields(&guidance);
+    let words: [(&str, &[&str]); 2] = [
+        ("sample_method", &["euler", "default"]),
+        ("scheduler", &["simple", "default", "discrete"]),
+    ];
+    refuse_words(&sample, &words, "images are drawn with the method and schedule of capabilities")?;
+    refuse_fields(&sample, &["custom_sigmas"], "the noise levels are the model's own")?;
     let mut request = Request::new(fields.text("prompt")?.unwrap_or_default());
+    request.shift = sample.real("flow_shift")?.filter(|shift| *shift > 0.0);
     request.loras = fields.loras("lora")?;
     request.width = fields.whole("width")?;
     request.height = fields.whole("height")?;

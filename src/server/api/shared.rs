@@ -53,23 +53,6 @@ pub fn sentence(fault: &Fault) -> String {
     }
 }
 
-/// Refuses the fields of `names` that have a value: they ask for something that cannot be drawn.
-pub fn refuse_fields(fields: &Fields, names: &[&str], why: &str) -> Result<(), Fault> {
-    let is_empty = |value: &Value| match value {
-        Value::String(text) => text.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::Bool(flag) => !flag,
-        _ => false,
-    };
-    let given = names.iter().find(|name| fields.get(name).is_some_and(|v| !is_empty(v)));
-    given.map_or(Ok(()), |name| {
-        Err(Fault::new(422, "unsupported", format!("{name}: {why}"))
-            .parameter(*name)
-            .hint("leave it out"))
-    })
-}
-
 /// The address of the server as the client knows it, without a slash at the end; without headers
 /// the one that the server prints.
 pub fn base(server: &Server, headers: &HeaderMap) -> String {

@@ -5,6 +5,7 @@ mod controlnets;
 mod masks;
 mod pictures;
 mod place;
+mod prompts;
 mod reader;
 mod scale;
 mod styles;
@@ -274,7 +275,7 @@ fn meaning(
     drawing: Drawing,
     decode_node: String,
     outputs: Vec<(String, String)>,
-    notes: Vec<String>,
+    mut notes: Vec<String>,
 ) -> Result<Meaning, Fault> {
     let sampler = reader.node(&drawing.node)?;
     let Drawing { guider, seed, sigmas, latent, .. } = drawing;
@@ -284,13 +285,10 @@ fn meaning(
     request.guidance = positive.guidance;
     request.shift = model.shift;
     request.loras = loras(&model.loras, &positive.loras);
-    let acts = |net: &Control| positive.controlnets.iter().any(|other| other.node == net.node);
-    let mut of_negative = negative.iter().flat_map(|negative| &negative.controlnets);
-    if let Some(net) = of_negative.find(|net| !acts(net)) {
-        return Err(sampler.unsupported(&format!(
-            "{} acts on the negative prompt only: link its positive output, too",
-            net.node
-        )));
+    prompts::check_counts(&positive, &sampler)?;
+    if let Some(negative) = &negative {
+        let more = prompts::check_both(&positive, negative, cfg != 1.0, &sampler)?;
+        notes.extend(more.into_iter().map(String::from));
     }
     if cfg != 1.0 {
         let negative = negative.filter(|negative| !negative.is_zero);
@@ -363,7 +361,7 @@ fn meaning(
 
 /// The file of a picture in its size. A file that is damaged is a fault at `sampler`.
 fn file_of(picture: &Picture, sampler: &Place) -> Result<Bytes, Fault> {
-    scale::file_of(picture).map_err(|e| sampler.unsupported(&Fault::from(e).message))
+    scale::file_of(picture).map_err(|fault| sampler.at(fault))
 }
 
 /// The strength with which exactly the last `steps` of `total` steps are drawn.

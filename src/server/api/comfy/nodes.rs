@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::pipeline::request::MAX_CONTROL_STRENGTH;
+
 /// A node.
 pub struct Node {
     /// Its class.
@@ -213,6 +215,23 @@ impl Node {
     }
 }
 
+/// Default, smallest and largest value, and step of a number.
+fn real_range(name: &str) -> (f32, f32, f32, f32) {
+    match name {
+        "guidance" => (3.5, 0.0, 100.0, 0.1),
+        "max_shift" => (1.15, 0.0, 100.0, 0.01),
+        "base_shift" => (0.5, 0.0, 100.0, 0.01),
+        "start_percent" => (0.0, 0.0, 1.0, 0.001),
+        "end_percent" => (1.0, 0.0, 1.0, 0.001),
+        "strength" => (1.0, 0.0, MAX_CONTROL_STRENGTH, 0.01),
+        "low_threshold" => (0.4, 0.01, 0.99, 0.01),
+        "high_threshold" => (0.8, 0.01, 0.99, 0.01),
+        "denoise" => (1.0, 0.0, 1.0, 0.01),
+        "megapixels" => (1.0, 0.01, 16.0, 0.01),
+        _ => (1.0, -100.0, 100.0, 0.01),
+    }
+}
+
 /// An input of `/object_info`. Lists are lists themselves: some clients read no other form.
 fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
     let fixed: &[&str] = match kind {
@@ -246,14 +265,8 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
             return json!(["INT", {"default": default, "min": 0, "max": u64::MAX}]);
         }
         "FLOAT" => {
-            let default = match name {
-                "guidance" => 3.5,
-                "max_shift" => 1.15,
-                "base_shift" => 0.5,
-                "start_percent" => 0.0,
-                _ => 1.0,
-            };
-            let range = json!({"default": default, "min": -100.0, "max": 100.0, "step": 0.01});
+            let (default, least, most, step) = real_range(name);
+            let range = json!({"default": default, "min": least, "max": most, "step": step});
             return json!(["FLOAT", range]);
         }
         "STRING" => return json!(["STRING", {"multiline": name == "text", "default": ""}]),

@@ -54,7 +54,7 @@ pub(super) fn read(
     let read = DraftMask::read("mask", bytes, marks, apply);
     let size = (picture.size.0 as usize, picture.size.1 as usize);
     let read = read.and_then(|mask| mask.fitted(size, |_| ()));
-    read.map(Some).map_err(|fault| node.unsupported(&fault.message))
+    read.map(Some).map_err(|fault| node.at(fault))
 }
 
 impl MaskChange {
@@ -147,8 +147,7 @@ impl Reader<'_> {
             "ImageToMask" => {
                 let marks = self.channel(node)?;
                 let picture = self.picture(node)?;
-                let file = scale::file_of(&picture);
-                let file = file.map_err(|e| node.unsupported(&Fault::from(e).message))?;
+                let file = scale::file_of(&picture).map_err(|fault| node.at(fault))?;
                 return Ok(GraphMask::new(file, marks));
             }
             "InvertMask" => MaskChange::Invert,
@@ -242,7 +241,7 @@ impl Reader<'_> {
         if slot < 2 {
             let input = if slot == 0 { "positive" } else { "negative" };
             let mut conditioning = self.conditioning(node, input)?;
-            if !is_fill && slot == 0 {
+            if !is_fill {
                 conditioning.control = Some(self.pixels(node)?);
             }
             return Ok(Output::Conditioning(conditioning));

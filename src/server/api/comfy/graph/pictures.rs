@@ -4,10 +4,15 @@ use super::place::Place;
 use super::reader::Reader;
 use super::scale::{kontext, to_total};
 use super::{Latent, Output, Picture, UNIT};
-use crate::pipeline::images::image_size;
 use crate::pipeline::request::MAX_SIDE;
-use crate::server::draft::parse_image;
+use crate::server::draft::{MAX_INPUT_PIXELS, parse_image, size_of};
 use crate::server::fault::Fault;
+
+/// Whether an image of `from` has the shape of `to`, up to a pixel.
+fn is_shape(from: (u32, u32), to: (u32, u32)) -> bool {
+    let [w, h, width, height] = [from.0, from.1, to.0, to.1].map(f64::from);
+    (w * height / h - width).abs() <= 1.0 || (h * width / w - height).abs() <= 1.0
+}
 
 impl Reader<'_> {
     pub(super) fn start(&mut self, node: &Place) -> Result<Latent, Fault> {
@@ -72,8 +77,8 @@ impl Reader<'_> {
                 self.around.image(&name)?.ok_or_else(missing)?
             }
         };
-        let size = image_size(&bytes, u64::MAX);
-        let size = size.map_err(|e| node.invalid("image", &Fault::from(e).message))?;
+        let size = size_of(&bytes, "image");
+        let size = size.map_err(|fault| node.invalid("image", &fault.message))?;
         Ok(Picture { bytes, size, margins: None, is_edges: false })
     }
 
@@ -101,7 +106,13 @@ impl Reader<'_> {
                 to_total(picture.size, megapixels, steps)
                     .ok_or_else(|| node.invalid("megapixels", "a smaller number"))?
             }
-            _ => self.scaled_size(node, picture.size)?,
+            _ => {
+                let size = self.scaled_size(node, picture.size)?;
+                if node.inputs["crop"] != "center" && !is_shape(picture.size, size) {
+                    self.note("an image is cropped to another shape, not stretched");
+                }
+                size
+            }
         };
         Ok(Picture { size, ..picture })
     }
@@ -121,6 +132,13 @@ impl Reader<'_> {
             size => size,
         };
         let side = |pixels: f64| pixels.round().clamp(1.0, MAX_SIDE as f64) as u32;
-        Ok((side(size.0), side(size.1)))
+        let (width, height) = (side(size.0), side(size.1));
+        match u64::from(width) * u64::from(height) <= MAX_INPUT_PIXELS {
+            true => Ok((width, height)),
+            false => {
+                let most = MAX_INPUT_PIXELS / 1_000_000;
+                Err(node.invalid("width", &format!("at most {most} million pixels in all")))
+            }
+        }
     }
 }

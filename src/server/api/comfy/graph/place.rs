@@ -22,6 +22,11 @@ impl Place<'_> {
         at_node("unsupported", self.class, &self.id, message)
     }
 
+    /// `fault` at this node. One that says to come back later stays as it is.
+    pub fn at(&self, fault: Fault) -> Fault {
+        if fault.status == 503 { fault } else { self.unsupported(&fault.message) }
+    }
+
     pub fn invalid(&self, input: &str, expected: &str) -> Fault {
         let message =
             format!("{} (node {}): its input {input}: expected {expected}", self.class, self.id);

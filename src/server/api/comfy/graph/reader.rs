@@ -177,7 +177,12 @@ impl<'a> Reader<'a> {
             }
             "ImageCompositeMasked" | "ETN_ApplyMaskToImage" => self.put_back(node),
             // Masks with gray pixels are always drawn like that.
-            "DifferentialDiffusion" => self.model(node, "model").map(Output::Model),
+            "DifferentialDiffusion" => {
+                if node.inputs.get("strength").is_some() && self.real(node, "strength")? != 1.0 {
+                    self.note("a mask with gray pixels acts with its full strength");
+                }
+                self.model(node, "model").map(Output::Model)
+            }
             "LoadImage" | "LoadImageOutput" | "ETN_LoadImageBase64" | "ETN_LoadImageCache" => {
                 self.load(node).map(Output::Picture)
             }

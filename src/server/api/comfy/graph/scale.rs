@@ -3,11 +3,10 @@
 use axum::body::Bytes;
 
 use super::Picture;
-use crate::error::Result;
-use crate::pipeline::images::{Format, decode, encode, fit, image_size, nearest_kontext_size};
-
-/// The most pixels of an image that is scaled here.
-const MAX_PIXELS: f64 = 16e6;
+use crate::pipeline::images::nearest_kontext_size;
+use crate::server::draft::MAX_INPUT_PIXELS;
+use crate::server::fault::Fault;
+use crate::server::masks::fitted_file;
 
 /// The size of `FluxKontextImageScale` for an image of `size`: the one with the nearest shape.
 pub fn kontext(size: (u32, u32)) -> (u32, u32) {
@@ -24,25 +23,22 @@ pub fn to_total(size: (u32, u32), megapixels: f32, multiple: u32) -> Option<(u32
     let multiple = f64::from(multiple.max(1));
     let side = |side: f64| ((side * scale / multiple).round() * multiple).max(multiple);
     let (width, height) = (side(width), side(height));
-    (width * height <= MAX_PIXELS).then_some((width as u32, height as u32))
+    (width * height <= MAX_INPUT_PIXELS as f64).then_some((width as u32, height as u32))
 }
 
 /// The file of `picture` in the size that its nodes have given it.
 ///
 /// # Errors
-/// For a file that is damaged.
-pub fn file_of(picture: &Picture) -> Result<Bytes> {
-    if image_size(&picture.bytes, u64::MAX)? == picture.size {
-        return Ok(picture.bytes.clone());
-    }
+/// 422 for a file that is damaged or too large, 503 if many others are being decoded.
+pub fn file_of(picture: &Picture) -> Result<Bytes, Fault> {
     let (width, height) = picture.size;
-    let scaled = fit(&decode(&picture.bytes)?, width as usize, height as usize);
-    Ok(encode(&scaled, Format::Png, 100, "")?.into())
+    fitted_file("image", &picture.bytes, (width as usize, height as usize))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::images::{Format, decode, encode};
     use crate::pipeline::request::Image;
 
     #[test]
