@@ -35,7 +35,8 @@ pub struct InputImages {
 /// The image to start from.
 struct StartImage {
     path: PathBuf,
-    file: ImageFile,
+    /// Until it is decoded.
+    file: Option<ImageFile>,
     use_: StartUse,
 }
 
@@ -112,7 +113,7 @@ impl InputImages {
         if use_ == StartUse::Whole {
             self.pixels.init = Some(blank_image((1, 1)));
         }
-        self.start = Some(StartImage { path, file, use_ });
+        self.start = Some(StartImage { path, file: Some(file), use_ });
         Ok(())
     }
 
@@ -207,7 +208,7 @@ impl InputImages {
     /// The file of the image to start from, as it is.
     #[cfg(feature = "server")]
     pub fn start_bytes(&self) -> Option<&[u8]> {
-        self.start.as_ref().map(|start| start.file.bytes())
+        self.start.as_ref()?.file.as_ref().map(ImageFile::bytes)
     }
 
     /// Gives the placeholders the sizes in which `engine` reads the images of `request`, so that
@@ -239,8 +240,8 @@ impl InputImages {
         Ok(())
     }
 
-    /// Decodes what is not decoded yet, one image after another: `request`, without its images, is
-    /// one of those that are drawn, and `engine` draws it.
+    /// Decodes what is not decoded yet, one image after another, and drops the files: `request`,
+    /// without its images, is one of those that are drawn, and `engine` draws it. Called once.
     ///
     /// # Errors
     /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough for the images
@@ -269,12 +270,16 @@ impl InputImages {
         };
         self.pixels.control_images =
             self.control_images.iter().map(seen_by_net).collect::<Result<_>>()?;
-        if let (Some(start), Some(Image { width, height, .. })) = (&self.start, &self.pixels.init)
+        if let (Some(start), Some(blank)) = (&mut self.start, &self.pixels.init)
+            && let Some(file) = start.file.take()
             && start.use_ == StartUse::Whole
         {
-            let image = start.file.fitted(*width, *height).map_err(|e| e.at_path(&start.path))?;
-            self.pixels.init = Some(image);
+            let image = file.fitted(blank.width, blank.height);
+            self.pixels.init = Some(image.map_err(|e| e.at_path(&start.path))?);
         }
+        self.references.clear();
+        self.control_images.clear();
+        self.control = None;
         Ok(())
     }
 
@@ -334,7 +339,7 @@ impl InputImages {
             parameter: Some("controlnet"),
             ..Decoding::whole("the image of a ControlNet", path, file, file.control_bytes())
         }));
-        if let (Some(StartImage { path, file, use_: StartUse::Whole }), Some(image)) =
+        if let (Some(StartImage { path, file: Some(file), use_: StartUse::Whole }), Some(image)) =
             (&self.start, &request.init)
         {
             let bytes = file.fitted_bytes(image.width, image.height);
