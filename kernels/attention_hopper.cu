@@ -212,6 +212,8 @@ DEVICE void consume(u32 shared, Barriers at, bf16* out, bf16* out_first, const P
             release(at.k_empty(keys.slot));
             keys.next();
             float2 factor = softmax(s, most, sum, p.scale);
+            // Both are at least 1: the exponential of the largest score is.
+            wgmma_wait_not_before(sum[0] + sum[1]);
             wgmma_wait<0>();
             wgmma_complete(o);
             release(at.v_empty(values.slot));

@@ -72,6 +72,13 @@ template <int N> DEVICE void registers_fewer() { asm volatile("setmaxnreg.dec.sy
 // A[row as above][8c + 2(t%4) ..].
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// From CUDA 12.8 on ptxas moves a wait up, in front of computations that should overlap with the
+// products. It keeps this barrier of a warp in its place, whose mask depends on `last`, the result of
+// these computations: all lanes, since `last` is never the smallest number above zero.
+DEVICE void wgmma_wait_not_before(float last) {
+    asm volatile("{\n.reg .pred p;\n.reg .b32 m;\nsetp.ne.b32 p, %0, 1;\nselp.b32 m, 0xffffffff, 0x7fffffff, p;\nbar.warp.sync m;\n}"
+                 ::"r"(__float_as_uint(last)) : "memory");
+}
 template <int N> DEVICE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
 // The sums are complete from here on: no read of them may move up across the wait, and the compiler
 // does not know that the wait concerns them.

@@ -7,6 +7,8 @@ import re
 # are spilled registers.
 Count = collections.namedtuple('Count', 'instructions mma loop loop_mma local')
 
+WAIT = re.compile(r'\bWARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)')
+
 
 def instructions(text):
     """The mnemonics of a function, and its loops: (first, last) of each branch backwards."""
@@ -36,6 +38,21 @@ def count(function):
     return Count(len(words), multiplies(words), *best, local)
 
 
+def overlapped(function):
+    """How many of the exponentials between the starts of two products are computed while an earlier product runs: between
+    the wait that leaves one product running and the wait for that one. None without such a wait."""
+    found = None
+    for line in function.splitlines():
+        if wait := WAIT.search(line):
+            if wait[1] == '1':
+                found = running = 0
+            elif found == 0:
+                found = running
+        elif found is not None and 'MUFU.EX2' in line:
+            running += 1
+    return found
+
+
 def functions(text):
     """Kernel -> its part of the output of `nvdisasm -c`."""
     parts = re.split(r'\n\t\.section\t\.text\.', text)[1:]
@@ -49,7 +66,9 @@ def section(module, target, text):
     for kernel, part in sorted(functions(text).items()):
         c = count(part)
         loop = f'{c.loop:7}{c.loop_mma:7}{c.loop / c.loop_mma:9.2f}' if c.loop_mma else ''
-        lines.append(f'  {kernel:45}{c.instructions:13}{c.mma:7}{loop}')
+        hidden = overlapped(part)
+        during = f'{hidden:5} ex2 during a product' if hidden else ''
+        lines.append(f'  {kernel:45}{c.instructions:13}{c.mma:7}{loop}{during}')
         if c.local:
             complaints.append(f'kernel {kernel} accesses local memory {c.local} times')
     return lines, complaints

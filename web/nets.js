@@ -10,7 +10,7 @@ export const MOST_CONTROLNETS = 4;
 export const MOST_STYLES = 10;
 
 /** A ControlNet of the form: the numbers are texts, as in fields. */
-const netOf = ({ name, strength, start, end, mode, edges }, picture) => ({
+const netOf = ({ name, strength, start, end, mode, edges, thresholds }, picture) => ({
   id: randomId(),
   name,
   strength: String(strength ?? 1),
@@ -18,6 +18,7 @@ const netOf = ({ name, strength, start, end, mode, edges }, picture) => ({
   until: end != null && end !== 1 ? String(Math.round(end * 1000) / 10) : "",
   mode: mode ?? "",
   edges: edges ?? false,
+  thresholds: thresholds ?? null,
   picture: picture ?? null,
 });
 
@@ -33,10 +34,12 @@ export function guidesOf(nets, styles) {
   const request = {};
   const part = (text, usual) => (String(text).trim() === "" ? usual : Number(text) / 100);
   if (nets.length) {
-    request.controlnets = nets.map(({ name, strength, from, until, mode, edges }) => {
+    request.controlnets = nets.map(({ name, strength, from, until, mode, edges, thresholds }) => {
       const net = { name, strength: Number(strength), start: part(from, 0), end: part(until, 1) };
       if (mode) net.mode = mode;
       if (edges) net.edges = true;
+      // They come with a request that is drawn again: the form has no field for them.
+      if (edges && thresholds) net.thresholds = thresholds;
       return net;
     });
   }

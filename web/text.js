@@ -58,9 +58,10 @@ function options(request) {
     const text = lora.text_strength == null ? "" : `:${lora.text_strength}`;
     add("--lora", `${lora.name}:${lora.strength}${text}`);
   }
-  for (const { name, image, strength, start, end, mode, edges } of request.controlnets ?? []) {
+  for (const { name, image, strength, start, end, mode, edges, thresholds } of request.controlnets ?? []) {
     const range = start > 0 || end < 1 ? `:${start}-${end}` : "";
-    add("--controlnet", `${name}:${image}:${strength}${range}${mode ? `,mode=${mode}` : ""}${edges ? ",edges" : ""}`);
+    const found = edges ? `,edges${thresholds ? `=${thresholds.join("-")}` : ""}` : "";
+    add("--controlnet", `${name}:${image}:${strength}${range}${mode ? `,mode=${mode}` : ""}${found}`);
   }
   for (const { image, strength } of request.styles ?? []) add("--style", `${image}:${strength}`);
   for (const file of request.references ?? []) words.push("--reference", file);

@@ -7,8 +7,8 @@ use serde_json::json;
 
 use super::args::{BenchArgs, How};
 use super::generate::{fill, fit_to_model, one_prompt, open, settings_as_json};
+use super::input_images::InputImages;
 use super::progress::{self, Progress};
-use super::start_image::{SeenImages, StartImage};
 use super::{cancelled, output};
 use crate::error::Result;
 use crate::event::{Event, Phase};
@@ -23,24 +23,18 @@ pub fn bench(args: BenchArgs, how: How) -> Result<()> {
     let given = args.words.as_deref().or(args.request.prompt.as_deref());
     let prompt = one_prompt(given, &args.request)?;
     let mut request = Request::new(prompt.unwrap_or_else(|| PROMPT.to_string())).seed(0);
-    let start = StartImage::open(&args.request, args.engine.ram)?;
-    let seen = SeenImages::load(&args.request, args.engine.ram.size())?;
-    fill(&mut request, &args.request, start.as_ref(), &seen)?;
+    let mut images = InputImages::open(&args.request, args.engine.ram.size())?;
+    fill(&mut request, &args.request, &mut images)?;
 
     let mut progress = Progress::new(how);
     let begin = Instant::now();
     let mut pipeline = open(&args.engine, &mut progress)?;
     fit_to_model(&mut request, &args.request, &pipeline);
-    let ram = args.engine.ram.size();
-    seen.decode_for(std::slice::from_mut(&mut request), ram, &pipeline)?;
     // Embeddings read from the cache would not be timed.
     pipeline.use_text_cache(false);
     let load = begin.elapsed().as_secs_f64();
-    if let Some(start) = start
-        && let Some(image) = start.decode_for(&request, &args.engine, &pipeline)?
-    {
-        request.init = Some(image);
-    }
+    images.decode(&mut request, args.engine.ram.size(), &pipeline)?;
+    images.swap(&mut request);
     let mut times = Times::default();
     let mut settings = None;
     for run in 0..=args.runs {

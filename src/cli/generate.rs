@@ -6,8 +6,8 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 use super::args::{AgainArgs, EngineArgs, GenerateArgs, How, OutputArgs, RequestArgs, is_command};
+use super::input_images::InputImages;
 use super::progress::{self, Progress};
-use super::start_image::{SeenImages, StartImage};
 use super::target::Target;
 use super::values::{Budget, ControlNetArg, Seed, Size};
 use super::words::Typed;
@@ -44,11 +44,10 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
         return Err(Error::argument("there is no prompt").try_("flux-fast \"a fox\""));
     }
     // Every prompt is checked before the model is opened.
-    let start = StartImage::open(&args.request, args.engine.ram)?;
-    let seen = SeenImages::load(&args.request, args.engine.ram.size())?;
+    let mut images = InputImages::open(&args.request, args.engine.ram.size())?;
     let requests = prompts.into_iter().map(|prompt| {
         let mut request = Request::new(prompt.text);
-        let filled = fill(&mut request, &args.request, start.as_ref(), &seen);
+        let filled = fill(&mut request, &args.request, &mut images);
         match &prompt.source {
             Some(source) => filled.map_err(|e| e.at(source))?,
             None => filled?,
@@ -57,8 +56,7 @@ pub fn generate(args: GenerateArgs, how: How) -> Result<()> {
     });
     let requests = requests.collect::<Result<Vec<_>>>()?;
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
-    let files = InputFiles { start, seen };
-    job.draw(requests, files, args.engine.options(), Progress::new(how), None)
+    job.draw(requests, images, args.engine.options(), Progress::new(how), None)
 }
 
 /// Draws what an image file says it was made of, with the arguments in place of what it says.
@@ -88,9 +86,8 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
     if let Some(prompt) = one_prompt(args.request.prompt.as_deref(), &args.request)? {
         request.prompt = prompt.into();
     }
-    let start = StartImage::open(&args.request, args.engine.ram)?;
-    let seen = SeenImages::load(&args.request, args.engine.ram.size())?;
-    fill(&mut request, &args.request, start.as_ref(), &seen)?;
+    let mut images = InputImages::open(&args.request, args.engine.ram.size())?;
+    fill(&mut request, &args.request, &mut images)?;
     let progress = Progress::new(how);
     if !found.is_own() {
         progress.note(&format!("the settings were written by {}", found.program()));
@@ -111,8 +108,7 @@ pub fn again(args: AgainArgs, how: How) -> Result<()> {
         .map_err(|e| e.at_path(&args.image))?;
     let recorded = Some(Again { args: &args, found: &found });
     let job = Job { args: &args.request, engine: &args.engine, out: &args.output, how };
-    let files = InputFiles { start, seen };
-    job.draw(vec![request], files, options, progress, recorded)
+    job.draw(vec![request], images, options, progress, recorded)
 }
 
 /// The prompt given as an argument, or what stdin holds for `-`.
@@ -174,16 +170,16 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
     let given = args.words.as_deref().or(args.request.prompt.as_deref());
     let prompt = one_prompt(given, &args.request)?.unwrap_or_default();
     let mut request = Request::new(prompt);
-    let start = StartImage::open(&args.request, args.engine.ram)?;
-    let seen = SeenImages::load(&args.request, args.engine.ram.size())?;
-    fill(&mut request, &args.request, start.as_ref(), &seen)?;
+    let mut images = InputImages::open(&args.request, args.engine.ram.size())?;
+    fill(&mut request, &args.request, &mut images)?;
     let mut progress = Progress::new(how);
     tell_budgets(&args.engine, &progress);
     let mut options = args.engine.options();
     options.files.plan_only = true;
     let engine = open_with(options, &mut progress)?;
     fit_to_model(&mut request, &args.request, &engine);
-    seen.decode_for(std::slice::from_mut(&mut request), args.engine.ram.size(), &engine)?;
+    images.decode(&mut request, args.engine.ram.size(), &engine)?;
+    images.swap(&mut request);
     let plan = engine.plan(&request)?;
     progress.finish();
     if how.json {
@@ -196,20 +192,13 @@ pub fn plan(args: GenerateArgs, how: How) -> Result<()> {
 }
 
 /// Replaces what `args` set in `request`, reads the scheduler's configuration, and checks the
-/// whole, with the other images that were read. Placeholders for an image to start from and for
-/// what models see make the request complete.
-pub fn fill(
-    request: &mut Request,
-    args: &RequestArgs,
-    start: Option<&StartImage>,
-    seen: &SeenImages,
-) -> Result<()> {
+/// whole, together with `images`. The request is left without them.
+pub fn fill(request: &mut Request, args: &RequestArgs, images: &mut InputImages) -> Result<()> {
     let mut typed = args.request();
     if let Some(path) = &args.scheduler_config {
         let config = ScheduleConfig::open(path).map_err(|e| e.at_parameter("scheduler"))?;
         typed.scheduler = Some(config);
     }
-    seen.add_to(&mut typed);
     for (i, ControlNetArg { choice, image }) in args.controlnets.iter().enumerate() {
         typed.controlnets.push(match choice.name.is_empty() {
             false => choice.clone(),
@@ -225,10 +214,10 @@ pub fn fill(
         request.seed = None;
     }
     request.check_values()?;
-    if let Some(start) = start {
-        start.add_to(request);
+    if images.is_transparent() && request.strength.is_none() {
+        request.strength = Some(1.0);
     }
-    request.check()
+    images.lent(request, |request, _| request.check())
 }
 
 /// Opens the model under the arguments' budgets. From here on there are events at which a signal is
@@ -257,12 +246,6 @@ fn tell_budgets(engine: &EngineArgs, progress: &Progress) {
     }
 }
 
-/// The images that the arguments name.
-struct InputFiles {
-    start: Option<StartImage>,
-    seen: SeenImages,
-}
-
 /// Everything that drawing needs besides the requests.
 struct Job<'a> {
     args: &'a RequestArgs,
@@ -272,13 +255,12 @@ struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Draws `requests` one after another with the model of `options`, each from `start` if there
-    /// is such an image, and writes each image as soon as it is there. `recorded` is the image that
-    /// is drawn again.
+    /// Draws `requests` one after another with the model of `options`, each with `inputs`, and
+    /// writes each image as soon as it is there. `recorded` is the image that is drawn again.
     fn draw(
         &self,
         mut requests: Vec<Request>,
-        files: InputFiles,
+        mut inputs: InputImages,
         options: Options,
         mut progress: Progress,
         recorded: Option<Again>,
@@ -292,27 +274,22 @@ impl Job<'_> {
         tell_budgets(engine, &progress);
         let mut pipeline = open_with(options, &mut progress)?;
         requests.iter_mut().for_each(|request| fit_to_model(request, args, &pipeline));
-        let InputFiles { start, seen } = files;
-        seen.decode_for(&mut requests, engine.ram.size(), &pipeline)?;
-        if let Some(recorded) = &recorded {
-            recorded.check(&pipeline, &requests[0], &progress)?;
-        }
         // All requests have the same options, hence one size.
-        let start = match start {
-            Some(start) => {
-                start.note().iter().for_each(|note| progress.note(note));
-                start.decode_for(&requests[0], engine, &pipeline)?
-            }
-            None => None,
-        };
+        let request = &mut requests[0];
+        if let Some(recorded) = &recorded {
+            // Before the images take memory.
+            inputs.measure(request, &pipeline)?;
+            inputs.lent(request, |request, _| recorded.check(&pipeline, request, &progress))?;
+        }
+        inputs.note().iter().for_each(|note| progress.note(note));
+        inputs.decode(request, engine.ram.size(), &pipeline)?;
         let (mut first, mut all_files) = (0, Vec::new());
         for mut request in requests {
-            if start.is_some() {
-                request.init.clone_from(&start);
-            }
+            inputs.swap(&mut request);
             let after = |e: Error| e.after_writing(&all_files, images);
             let drawn = pipeline.generate_with(&request, |event| progress.event(event));
             progress.finish();
+            inputs.swap(&mut request);
             let generated = drawn.map_err(after)?;
             cancelled().map_err(after)?;
             let files = write(&generated, &target, out.quality, first, images, &all_files)?;

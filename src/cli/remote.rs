@@ -13,14 +13,14 @@ use serde_json::{Value, json};
 use self::client::{Client, fault_of};
 use super::args::{How, RemoteArgs, RequestArgs};
 use super::generate::{fill, images_of, stdin_is_free};
+use super::input_images::InputImages;
 use super::output;
 use super::preview;
 use super::progress::Progress;
 use super::prompts;
 use super::signals;
-use super::start_image::{SeenImages, StartImage};
 use super::target::Target;
-use super::values::{Budget, ControlNetArg, Size, StyleArg};
+use super::values::{ControlNetArg, Size, StyleArg};
 use crate::error::{Error, Kind, Result};
 use crate::event::{Event, Phase};
 use crate::host::process_environment;
@@ -47,15 +47,13 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
         return Err(Error::argument("there is no prompt")
             .try_("flux-fast remote http://127.0.0.1:8188 \"a fox\"".to_string()));
     }
-    let start = StartImage::open(&args.request, Budget::Auto)?;
-    let seen = SeenImages::load(&args.request, None)?;
+    // Their files are sent as they are.
+    let mut inputs = InputImages::open(&args.request, None)?;
     let mut requests = Vec::new();
     for prompt in prompts {
         let mut request = Request::new(prompt.text);
-        let filled = fill(&mut request, &args.request, start.as_ref(), &seen);
+        let filled = fill(&mut request, &args.request, &mut inputs);
         filled.map_err(|e| prompt.source.iter().fold(e, |e, source| e.at(source)))?;
-        // Their files are sent as they are.
-        request.references.clear();
         requests.push(request);
     }
     let target = Target::new(args.output.output.as_deref(), args.output.format)?;
@@ -74,8 +72,8 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
     let client = Client::new(&args.url, key.as_deref(), args.ca_cert.as_deref(), patience)?;
     signals::listen();
     let progress = Progress::remote(how);
-    start.iter().filter_map(StartImage::note).for_each(|note| progress.note(&note));
-    let images = images_of_request(&args.request, start.as_ref())?;
+    inputs.note().iter().for_each(|note| progress.note(note));
+    let images = images_of_request(&args.request, &inputs)?;
     let mut run = Run { args: &args, how, client, target, images, progress, all };
     run.fit_to_model(&mut requests)?;
     let mut files = Vec::new();
@@ -88,14 +86,14 @@ pub fn remote(args: RemoteArgs, how: How) -> Result<()> {
 /// The fields of a body with the images that the arguments name: their files as they are.
 fn images_of_request(
     args: &RequestArgs,
-    start: Option<&StartImage>,
+    inputs: &InputImages,
 ) -> Result<Vec<(&'static str, Value)>> {
     let encoded = |path: &PathBuf| {
         Ok::<_, Error>(json!(BASE64_STANDARD.encode(ImageFile::open(path)?.bytes())))
     };
     let mut images = Vec::new();
-    if let Some(start) = start {
-        images.push(("init", json!(BASE64_STANDARD.encode(start.bytes()))));
+    if let Some(start) = inputs.start_bytes() {
+        images.push(("init", json!(BASE64_STANDARD.encode(start))));
     }
     for (name, path) in [("mask", &args.mask), ("control", &args.control)] {
         if let Some(path) = path {

@@ -16,6 +16,7 @@ use super::words::Typed;
 use super::{server_config, signals};
 use crate::error::{Error, Result};
 use crate::host;
+use crate::library::given::read_given;
 use crate::server::{self, ServerKey, ServerOptions};
 
 /// The name of the hidden command.
@@ -48,7 +49,7 @@ pub fn serve(args: ServeArgs, how: How, config: &Config) -> Result<()> {
     let mut options = start(&args.drawing, data, how)?;
     #[cfg(feature = "nats")]
     {
-        options.cluster = super::worker::cluster(&args.drawing.cluster, config.broker);
+        options.cluster = super::worker::cluster(&args.drawing.cluster, config.broker)?;
     }
     // The server refuses it, and says which feature is missing.
     #[cfg(not(feature = "nats"))]
@@ -128,8 +129,10 @@ fn listen_error(error: Error, listen: SocketAddr) -> Error {
 
 /// One key per line. Empty lines and lines that begin with `#` are no keys.
 fn read_keys(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path)
+    let text = read_given(path)
         .map_err(|e| Error::missing(format!("the keys cannot be read: {e}")).at_path(path))?;
+    let text = String::from_utf8(text)
+        .map_err(|_| Error::argument("the file of keys is not UTF-8").at_path(path))?;
     let lines = text.lines().map(str::trim).filter(|l| !l.is_empty() && !l.starts_with('#'));
     let keys: Vec<String> = lines.map(str::to_string).collect();
     match keys.is_empty() {

@@ -78,10 +78,11 @@ pub struct ControlNetArg {
 /// `FILE:IMAGE[:STRENGTH[:START-END]]`, and `,mode=NAME` or `,edges` behind it.
 pub fn controlnet(text: &str) -> Parsed<ControlNetArg> {
     const EXPECTED: &str = "expected FILE:IMAGE, such as union.safetensors:pose.png:0.7:0-0.8";
-    let (mut rest, mut mode, mut edges) = (text, None, false);
+    let (mut rest, mut mode, mut edges, mut thresholds) = (text, None, false, None);
     while let Some((before, option)) = rest.rsplit_once(',') {
         match option.split_once('=') {
             Some(("mode", name)) => mode = Some(typed::<ControlMode>(name)?),
+            Some(("edges", range)) => (edges, thresholds) = (true, Some(edge_range(range)?)),
             None if option == "edges" => edges = true,
             _ => break,
         }
@@ -114,7 +115,16 @@ pub fn controlnet(text: &str) -> Parsed<ControlNetArg> {
     let colon = colon.filter(|at| at + 1 < rest.len()).ok_or(EXPECTED)?;
     let (name, image) = (&rest[..colon], PathBuf::from(&rest[colon + 1..]));
     let choice = ControlNetChoice::new(name, strength).steps(steps.0, steps.1);
-    Ok(ControlNetArg { choice: ControlNetChoice { mode, edges, ..choice }, image })
+    Ok(ControlNetArg { choice: ControlNetChoice { mode, edges, thresholds, ..choice }, image })
+}
+
+/// The thresholds of edges, `LOW-HIGH`; the request checks their range.
+fn edge_range(text: &str) -> Parsed<[u16; 2]> {
+    let read = || {
+        let (low, high) = text.split_once('-')?;
+        Some([low.parse().ok()?, high.parse().ok()?])
+    };
+    read().ok_or_else(|| "expected two thresholds after edges=, such as edges=100-200".to_string())
 }
 
 fn number<T: FromStr + PartialOrd + Display>(
@@ -358,6 +368,9 @@ mod tests {
         assert_eq!(read("a:b.png"), Ok((choice("a"), "b.png".into())));
         let full = ControlNetChoice::new("a", 0.7).steps(0.1, 0.8).mode(ControlMode(4)).edges();
         assert_eq!(read("a:b.png:0.7:0.1-0.8,mode=pose,edges"), Ok((full, "b.png".into())));
+        let edges = choice("a").edges().thresholds(100, 300);
+        assert_eq!(read("a:b.png,edges=100-300"), Ok((edges, "b.png".into())));
+        assert!(controlnet("a:b.png,edges=1").unwrap_err().contains("thresholds"));
         assert_eq!(read(":b,c.png"), Ok((choice(""), "b,c.png".into())));
         let strong = ControlNetChoice::new("C:\\a.safetensors", 0.5);
         assert_eq!(read("C:\\a.safetensors:D:\\b.png:0.5"), Ok((strong, "D:\\b.png".into())));

@@ -18,24 +18,48 @@ use crate::units::ByteSize;
 const MAX_FOLDERS: usize = 64;
 
 /// The cluster of `--broker`, or else of `broker` in the configuration file (`configured`).
-pub fn cluster(args: &BrokerArgs, configured: Option<String>) -> Option<ClusterOptions> {
-    let mut options = ClusterOptions::new(args.broker.clone().or(configured)?);
+///
+/// # Errors
+/// [`Kind::Argument`](crate::error::Kind::Argument) for a login without a broker.
+pub fn cluster(args: &BrokerArgs, configured: Option<String>) -> Result<Option<ClusterOptions>> {
+    let Some(broker) = args.broker.clone().or(configured) else { return no_login(args) };
+    let mut options = ClusterOptions::new(broker);
     options.credentials = args.nats_creds.clone();
     options.nkey = args.nats_nkey.clone();
     options.ca_certificates = args.nats_ca.clone();
     options.certificate = args.nats_cert.clone().zip(args.nats_key.clone());
     options.replicas = args.nats_replicas;
     options.lost_after = Duration::from_secs(args.lost_after);
-    Some(options)
+    Ok(Some(options))
+}
+
+/// Refuses options that say how to log in where there is no broker to log in to.
+fn no_login(args: &BrokerArgs) -> Result<Option<ClusterOptions>> {
+    let given = [
+        ("--nats-creds", args.nats_creds.is_some()),
+        ("--nats-nkey", args.nats_nkey.is_some()),
+        ("--nats-ca", args.nats_ca.is_some()),
+        ("--nats-cert", args.nats_cert.is_some()),
+        ("--nats-key", args.nats_key.is_some()),
+        ("--nats-replicas", args.nats_replicas > 1),
+    ];
+    match given.into_iter().find(|(_, is_given)| *is_given) {
+        Some((option, _)) => {
+            Err(no_broker("the option is for a broker, and no broker is named").at(option))
+        }
+        None => Ok(None),
+    }
+}
+
+fn no_broker(what: &str) -> Error {
+    Error::argument(what)
+        .expected("such as nats://broker:4222")
+        .try_("{broker}, or a line broker = \"...\" in the configuration file")
 }
 
 fn needed(args: &BrokerArgs, configured: Option<String>) -> Result<ClusterOptions> {
-    cluster(args, configured).ok_or_else(|| {
-        Error::argument("the address of a broker is missing")
-            .at("--broker")
-            .expected("such as nats://broker:4222")
-            .try_("{broker}, or a line broker = \"...\" in the configuration file")
-    })
+    cluster(args, configured)?
+        .ok_or_else(|| no_broker("the address of a broker is missing").at("--broker"))
 }
 
 /// Draws the jobs of a cluster until a signal arrives.
@@ -130,6 +154,15 @@ fn table(status: &Value) -> String {
             vec![id, host, state.into(), text(&worker["held"]), left, text(&worker["drawn"]), vram]
         }));
         rows(lines, &mut out);
+        for worker in workers.iter().filter(|worker| worker["left_out"].as_u64() > Some(0)) {
+            let (id, count) = (text(&worker["id"]), &worker["left_out"]);
+            writeln!(
+                out,
+                "\n{count} names of {id} do not fit into a message of the broker, and nobody can \
+                 ask for them: raise its max_payload"
+            )
+            .ok();
+        }
     }
     out
 }

@@ -188,6 +188,10 @@ pub static FORMATS: [Format; 15] = [
     beside(DType::F8Block, "fp8 blocks", 128, 128, 4, 0.03, fp8),
 ];
 
+/// ComfyUI's `asym_w4a8_int8`. It is not one of [`FORMATS`], which kernels and shaders decode: its
+/// rows are rotated, and devices get them as integers or rotated back.
+pub static W4A8: Format = beside(DType::W4A8, "asym_w4a8_int8", 16, 8, 1, 0.08, w4a8);
+
 type Decode = fn(&[u8], usize, &[f32], &mut [f32; GROUP]);
 
 #[allow(clippy::too_many_arguments, reason = "one line of a table")]
@@ -265,6 +269,13 @@ pub static FP4: [f32; 16] = [
 pub static E2M1: [f32; 16] =
     [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
 
+/// The sixteen levels of the codes of `asym_w4a8_int8`: those of comfy-kitchen, which minimise the
+/// error of normally distributed values between -1 and 1.
+pub static W4A8_LEVELS: [f32; 16] = [
+    -0.980_602, -0.794_529, -0.638_165, -0.500_986, -0.377_321, -0.263_187, -0.155_21, -0.050_72,
+    0.052_541, 0.156_985, 0.265_284, 0.379_533, 0.502_636, 0.638_953, 0.794_876, 0.980_671,
+];
+
 /// Two numbers in each byte, the first in the high half.
 #[inline(always)]
 fn high_first(bytes: &[u8], table: &[f32; 16], scale: f32, out: &mut [f32]) {
@@ -289,6 +300,27 @@ fn mxfp8(block: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
 
 fn fp8(block: &[u8], group: usize, scales: &[f32], out: &mut [f32; GROUP]) {
     mxfp8(&block[group * GROUP..], 0, scales, out);
+}
+
+/// The integers that the codes of a block with `scale` stand for. A scale that is not a number
+/// gives values that are not numbers.
+fn w4a8_integers(scale: f32) -> [f32; 16] {
+    /// Added to a number between -2^22 and 2^22 and subtracted again, this leaves the nearest
+    /// integer (ties to even), without a call where the processor has no instruction for it.
+    const ROUND: f32 = 12_582_912.0;
+    W4A8_LEVELS.map(|level| ((level * scale + ROUND) - ROUND).clamp(-127.0, 127.0))
+}
+
+/// A group is two blocks of 16 elements. The first of two codes is in the low half of its byte.
+fn w4a8(blocks: &[u8], _: usize, scales: &[f32], out: &mut [f32; GROUP]) {
+    for ((half, bytes), scale) in
+        out.as_chunks_mut::<16>().0.iter_mut().zip(blocks.as_chunks::<8>().0).zip(scales)
+    {
+        let integers = w4a8_integers(*scale);
+        for (two, q) in half.as_chunks_mut::<2>().0.iter_mut().zip(bytes) {
+            *two = [integers[usize::from(q & 15)], integers[usize::from(q >> 4)]];
+        }
+    }
 }
 
 /// A group is two blocks of 16 elements.

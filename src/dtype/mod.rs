@@ -10,8 +10,8 @@ pub use blocks::{Format, Plane};
 
 use half::{bf16, f16};
 
-/// Elements of a type stored in blocks that are decoded at once. Every block, or two blocks of
-/// nvfp4, is a whole number of groups.
+/// Elements of a type stored in blocks that are decoded at once. Every block, or two blocks of 16
+/// elements, is a whole number of groups.
 pub const GROUP: usize = 32;
 
 /// How the elements of a tensor are stored. Types of one byte or less are allowed only for the
@@ -66,6 +66,9 @@ pub enum DType {
     /// E4M3 in blocks of 128 with an F32 scale. In files, 128 rows share the scales (the FP8 files
     /// of Qwen and DeepSeek).
     F8Block,
+    /// ComfyUI: codes of 4 bits in blocks of 16 with a scale, which stand for 8-bit integers. Rows
+    /// are always rotated (ConvRot). `blocks::W4A8` describes it.
+    W4A8,
 }
 
 impl DType {
@@ -92,7 +95,7 @@ impl DType {
         if self.is_plain() {
             return None;
         }
-        blocks::FORMATS.iter().find(|f| f.dtype == self)
+        blocks::FORMATS.iter().chain([&blocks::W4A8]).find(|f| f.dtype == self)
     }
 
     /// Bytes of `elements` elements of a row, without scales that are stored separately. For a type

@@ -9,6 +9,8 @@ pub mod config;
 pub mod convert;
 pub mod file_names;
 pub mod find;
+#[cfg(any(feature = "hub", all(feature = "cli", feature = "server")))]
+pub(crate) mod given;
 pub mod hf_cache;
 #[cfg(feature = "hub")]
 pub mod hub;

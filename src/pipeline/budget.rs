@@ -101,7 +101,7 @@ impl Bounds {
         if !self.host.asked || host_bytes <= self.host.bytes {
             return Ok(());
         }
-        let enough = host_bytes.div_ceil(1_000_000) + 8;
+        let enough = megabytes(host_bytes);
         Err(Error::memory("the program itself does not fit in the bound on host memory")
             .with_code("budget_too_small")
             .at_parameter("ram")
@@ -126,9 +126,7 @@ impl Bounds {
     /// The error for a request whose plan needs at least `least` bytes.
     pub fn refusal(&self, caps: &Caps, host_bytes: u64, least: u64) -> Error {
         let overhead = overhead_bytes(caps, host_bytes);
-        // Rounded up, with room for what the process may need more when it is started again.
-        let least = least.next_multiple_of(caps.granularity as u64);
-        let enough = (overhead + least).div_ceil(1_000_000) + 8;
+        let enough = megabytes(least_bytes(caps, overhead, least));
         let (hint, what) = match caps.in_place_weights {
             true => ("{ram={}M}, or a smaller image", "the program itself"),
             false => ("{vram={}M}, or a smaller image", "context and code"),
@@ -146,6 +144,26 @@ impl Bounds {
             ))
             .try_(hint)
     }
+}
+
+/// The least bound on host memory for a process that needs `host_bytes` besides a plan of at least
+/// `least` bytes, in bytes: as refusals name it.
+pub fn least_ram(caps: &Caps, host_bytes: u64, least: u64) -> u64 {
+    let bytes = match caps.in_place_weights {
+        true => least_bytes(caps, host_bytes, least),
+        false => host_bytes,
+    };
+    1_000_000 * megabytes(bytes)
+}
+
+fn least_bytes(caps: &Caps, overhead: u64, least: u64) -> u64 {
+    overhead + least.next_multiple_of(caps.granularity as u64)
+}
+
+/// `bytes` in MB, rounded up, with room for what the process may need more when it is started
+/// again.
+fn megabytes(bytes: u64) -> u64 {
+    bytes.div_ceil(1_000_000) + 8
 }
 
 /// The part of the budget that plans cannot divide, in bytes.

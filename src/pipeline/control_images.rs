@@ -73,7 +73,7 @@ fn seen_by(
     };
     let mut image = drawn_part(&shown, masking, settings);
     if control.choice.edges {
-        image = images::canny(&image);
+        image = images::canny(&image, control.choice.thresholds.unwrap_or(images::THRESHOLDS));
     }
     let mask = match (reads_mask, masking, &seen.mask) {
         (false, ..) => None,

@@ -8,7 +8,7 @@ use super::flux1_kind::Flux1Kind;
 use super::generate::{generate, input_images};
 use super::images::ReferenceSize;
 use super::inputs::ModelInputs;
-use super::loaded::LoadedModel;
+use super::loaded::{InputImages, LoadedModel};
 use super::loras::Loras;
 use super::model::Model;
 use super::open_device::OpenDevice;
@@ -192,11 +192,25 @@ impl Engine {
 
     /// What a generation would use, without running it.
     pub fn plan(&self, request: &Request) -> Result<PlanReport> {
-        let (settings, _) = self.loaded.settle(request)?;
-        let sigmas = noise_levels(&self.loaded.model, &settings);
-        let masking = masking_for(&self.loaded.model, request)?;
-        let images = input_images(&self.loaded.model, request, &settings, masking.as_ref());
+        let (settings, sigmas, images) = self.settled(request)?;
         self.loaded.report(&settings, &sigmas, &self.device, &images)
+    }
+
+    /// The least [`Options::ram`] with which `request` can be drawn, in bytes, as refusals name it.
+    /// Only the sizes of its images matter, and which part of a masked image is repainted.
+    pub fn least_ram(&self, request: &Request) -> Result<u64> {
+        let (settings, sigmas, images) = self.settled(request)?;
+        self.loaded.least_ram(&settings, &sigmas, &self.device, &images)
+    }
+
+    /// The settings of `request`, its noise levels, and what its images need.
+    fn settled(&self, request: &Request) -> Result<(Settings, Vec<f32>, InputImages)> {
+        let model = &self.loaded.model;
+        let (settings, _) = self.loaded.settle(request)?;
+        let sigmas = noise_levels(model, &settings);
+        let masking = masking_for(model, request)?;
+        let images = input_images(model, request, &settings, masking.as_ref());
+        Ok((settings, sigmas, images))
     }
 }
 

@@ -35,13 +35,12 @@ pub fn generate(
     }
     // The seed is chosen once, so that another try makes the same image.
     let seed = request.seed.unwrap_or_else(random_seed);
-    let request = Request { seed: Some(seed), ..request.clone() };
     let mut recovery = Recovery::default();
     if !device.is_open() {
         device.reopen(on)?;
     }
     loop {
-        match generate_once(loaded, device, &request, on) {
+        match generate_once(loaded, device, request, seed, on) {
             Ok(generated) => return Ok(generated),
             Err(e) => recovery.recover(device, e, on)?,
         }
@@ -52,10 +51,12 @@ fn generate_once(
     loaded: &LoadedModel,
     device: &mut OpenDevice,
     request: &Request,
+    seed: u64,
     on: Listener<'_>,
 ) -> Result<Generated> {
     let model = &loaded.model;
     let (mut settings, loras) = loaded.settle(request)?;
+    settings.seed = seed;
     let style_size = match request.styles.is_empty() {
         true => 0,
         false => {
@@ -161,7 +162,7 @@ fn prepared_control(kind: Option<Flux1Kind>, fitted: Image, on: Listener<'_>) ->
         return Ok(fitted);
     }
     send(on, Event::note("the edges of the image of {control} are used"))?;
-    Ok(images::canny(&fitted))
+    Ok(images::canny(&fitted, images::THRESHOLDS))
 }
 
 /// Which latents of the image to start from are kept.

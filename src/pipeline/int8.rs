@@ -16,7 +16,7 @@ pub fn of(component: Component, name: &str, weight: &HostWeight, used: Int8Use) 
     }
     let rotation = weight.parts.first().and_then(|p| p.rotation);
     let stored = Int8 { rotation };
-    let as_stored = weight.is_stored_as(stored) && rotation.is_none_or(Rotation::has_kernels);
+    let as_stored = weight.has_integers_of(stored) && rotation.is_none_or(Rotation::has_kernels);
     match used {
         Int8Use::All if as_stored => Some(stored),
         Int8Use::All => {
@@ -86,6 +86,10 @@ mod tests {
         assert_eq!(of(3072, &[(I8, 1024)], all), Some(Some(256)));
         assert_eq!(of(3072, &[(I8, 1024)], stored), None);
         assert_eq!(of(3072, &[(I8, 256)], Int8Use::Never), None);
+        // Codes of integers, which have no scales here since none are read.
+        assert_eq!(of(3072, &[(DType::W4A8, 256)], stored), Some(Some(256)));
+        assert_eq!(of(3072, &[(DType::W4A8, 64), (DType::W4A8, 64)], all), Some(Some(64)));
+        assert_eq!(of(3072, &[(DType::W4A8, 256), (I8, 256)], stored), None);
     }
 
     #[test]

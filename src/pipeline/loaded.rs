@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use super::budget::{PROCESS_BYTES, overhead_bytes};
+use super::budget::{PROCESS_BYTES, least_ram, overhead_bytes};
 use super::controlnets::{ControlNets, Controlling};
 use super::flux1_kind::Flux1Kind;
 use super::loras::{LoraSet, Loras};
 use super::model::{Model, Networks};
 use super::open_device::OpenDevice;
-use super::phases::{Flux1Inputs, Phases, Refused, flux1, flux2};
+use super::phases::{Flux1Inputs, GenerationPhase, Phases, Refused, flux1, flux2};
 use super::report::PlanReport;
 use super::request::{Request, Settings};
 use super::settle::{no_control_image, settings_for};
@@ -132,7 +132,29 @@ impl LoadedModel {
         images: &InputImages,
         controls: &'a [Controlling],
     ) -> Result<PlannedRequest<'a>> {
+        let (list, host_bytes) = self.phases(settings, sigmas, loras, device, images, controls)?;
         let (caps, bounds) = (device.caps(), device.bounds());
+        bounds.check_loras(loras.bytes())?;
+        bounds.check_host(host_bytes)?;
+        let budget = bounds.plan_bytes(caps, host_bytes);
+        match Phases::plan(list, loras, device.backend()?, budget) {
+            Ok(phases) => Ok(PlannedRequest { phases, host_bytes }),
+            Err(Refused::Failed(e)) => Err(e),
+            Err(Refused::TooSmall(least)) => Err(bounds.refusal(caps, host_bytes, least)),
+        }
+    }
+
+    /// The phases of [`plan`](LoadedModel::plan), and the host memory that the process needs
+    /// besides their plans, in bytes.
+    fn phases<'a>(
+        &'a self,
+        settings: &Settings,
+        sigmas: &[f32],
+        loras: &LoraSet,
+        device: &OpenDevice,
+        images: &InputImages,
+        controls: &'a [Controlling],
+    ) -> Result<(Vec<Box<dyn GenerationPhase + 'a>>, u64)> {
         let key = self.text_cache.then(|| format!("{} {}", device.arithmetic(), loras.text_key()));
         let model = &self.model;
         let list = match &model.networks {
@@ -149,18 +171,44 @@ impl LoadedModel {
             Networks::Flux2(networks) => flux2(model, networks, settings, sigmas, key, images)?,
         };
         // A device with memory of its own needs copies of the LoRAs' matrices.
-        let copied = if caps.in_place_weights { 0 } else { loras.bytes() };
+        let copied = if device.caps().in_place_weights { 0 } else { loras.bytes() };
         let phases_bytes: u64 = list.iter().map(|phase| phase.host_bytes()).sum();
         let host_bytes =
             self.base_bytes + PROCESS_BYTES + copied + phases_bytes + images.host_bytes;
-        bounds.check_loras(loras.bytes())?;
-        bounds.check_host(host_bytes)?;
-        let budget = bounds.plan_bytes(caps, host_bytes);
-        match Phases::plan(list, loras, device.backend()?, budget) {
-            Ok(phases) => Ok(PlannedRequest { phases, host_bytes }),
-            Err(Refused::Failed(e)) => Err(e),
-            Err(Refused::TooSmall(least)) => Err(bounds.refusal(caps, host_bytes, least)),
-        }
+        Ok((list, host_bytes))
+    }
+
+    /// The LoRAs of `settings`, and the ControlNets that act between the noise levels `sigmas`.
+    fn additions(
+        &self,
+        settings: &Settings,
+        sigmas: &[f32],
+    ) -> Result<(Arc<LoraSet>, Vec<Controlling>)> {
+        let loras = self.lora_set(settings)?;
+        let mut controls = self.controls(settings)?;
+        controls.retain(|control| acts(control, sigmas));
+        Ok((loras, controls))
+    }
+
+    /// The least bound on host memory with which a generation with `settings` runs on `device`, in
+    /// bytes.
+    pub fn least_ram(
+        &self,
+        settings: &Settings,
+        sigmas: &[f32],
+        device: &OpenDevice,
+        images: &InputImages,
+    ) -> Result<u64> {
+        let (loras, controls) = self.additions(settings, sigmas)?;
+        let (list, host_bytes) =
+            self.phases(settings, sigmas, &loras, device, images, &controls)?;
+        // No plan fits in 0 bytes, and the refusal has the least that is enough.
+        let least = match Phases::plan(list, &loras, device.backend()?, 0) {
+            Ok(_) => 0,
+            Err(Refused::TooSmall(least)) => least,
+            Err(Refused::Failed(e)) => return Err(e),
+        };
+        Ok(least_ram(device.caps(), host_bytes, least))
     }
 
     /// What a generation with `settings` would use on `device`.
@@ -171,9 +219,7 @@ impl LoadedModel {
         device: &OpenDevice,
         images: &InputImages,
     ) -> Result<PlanReport> {
-        let loras = self.lora_set(settings)?;
-        let mut controls = self.controls(settings)?;
-        controls.retain(|control| acts(control, sigmas));
+        let (loras, controls) = self.additions(settings, sigmas)?;
         let PlannedRequest { phases, host_bytes } =
             self.plan(settings, sigmas, &loras, device, images, &controls)?;
         let (caps, budget) = (device.caps(), &device.bounds().budget);

@@ -42,12 +42,51 @@ fn open(bytes: &[u8], parameter: &str) -> Result<ImageFile, Fault> {
 ///
 /// # Errors
 /// 503 if many wait: each of them blocks a thread.
-fn decoding() -> Result<MutexGuard<'static, ()>, Fault> {
+pub fn decoding() -> Result<MutexGuard<'static, ()>, Fault> {
     let ahead = WAITING.fetch_add(1, Ordering::Relaxed);
     let guard =
         (ahead < MAX_WAITING).then(|| DECODING.lock().unwrap_or_else(PoisonError::into_inner));
     WAITING.fetch_sub(1, Ordering::Relaxed);
-    guard.ok_or_else(|| Fault::new(503, "busy", "too many masks are being read").retry_after(1))
+    guard.ok_or_else(|| Fault::new(503, "busy", "too many images are being read").retry_after(1))
+}
+
+/// The image file `bytes`, which is the value of `parameter`, as one of `width` x `height`, cut
+/// around its centre. One that has this size stays as it is.
+///
+/// # Errors
+/// 422 for an image that cannot be read or is too large, 503 if many others are being decoded.
+pub fn fitted_file(
+    parameter: &str,
+    bytes: &Bytes,
+    (width, height): (usize, usize),
+) -> Result<Bytes, Fault> {
+    let (w, h) = size_of(bytes, parameter)?;
+    if (w as usize, h as usize) == (width, height) {
+        return Ok(bytes.clone());
+    }
+    let file = open(bytes, parameter)?;
+    let _alone = decoding()?;
+    let fitted = file.fitted(width, height);
+    let fitted = fitted.map_err(|e| Fault::from(e).parameter(parameter))?;
+    Ok(encode(&fitted, Format::Png, 100, "")?.into())
+}
+
+/// The pixels of the mask in an image file, which is the value of `parameter`, after `change`.
+///
+/// # Errors
+/// 422 for a file that cannot be read or is too large, 503 if many others are being read.
+pub fn read_mask(
+    parameter: &str,
+    bytes: &[u8],
+    marks: MaskMarks,
+    change: impl FnOnce(&mut Mask),
+) -> Result<Mask, Fault> {
+    let file = open(bytes, parameter)?;
+    let _alone = decoding()?;
+    let mask = file.mask_by(marks);
+    let mut mask = mask.map_err(|e| Fault::from(e).parameter(parameter))?;
+    change(&mut mask);
+    Ok(mask)
 }
 
 impl DraftMask {
@@ -61,12 +100,7 @@ impl DraftMask {
         marks: MaskMarks,
         change: impl FnOnce(&mut Mask),
     ) -> Result<DraftMask, Fault> {
-        let file = open(bytes, parameter)?;
-        let _alone = decoding()?;
-        let mask = file.mask_by(marks);
-        let mut mask = mask.map_err(|e| Fault::from(e).parameter(parameter))?;
-        change(&mut mask);
-        DraftMask::of(&mask)
+        DraftMask::of(&read_mask(parameter, bytes, marks, change)?)
     }
 
     /// The mask at this size, cut around its centre, after `change`; one that has it stays as it
@@ -93,7 +127,11 @@ impl DraftMask {
         DraftMask::of(&mask)
     }
 
-    fn of(mask: &Mask) -> Result<DraftMask, Fault> {
+    /// `mask` as a file.
+    ///
+    /// # Errors
+    /// 500 if it cannot be written.
+    pub fn of(mask: &Mask) -> Result<DraftMask, Fault> {
         let png = encode_mask(mask)?.into();
         let size = (mask.width, mask.height);
         Ok(DraftMask { png, size, repainted: Region::repainted(mask) })
@@ -146,16 +184,9 @@ impl Draft {
         change: impl FnOnce(&mut Mask),
     ) -> Result<(), Fault> {
         let Some(input) = &self.input else { return Ok(()) };
-        let (w, h) = size_of(input, parameter)?;
         let Some(mask) = self.mask.take() else { return Ok(()) };
         self.mask = Some(mask.fitted((width, height), change)?);
-        if (w as usize, h as usize) != (width, height) {
-            let file = open(input, parameter)?;
-            let _alone = decoding()?;
-            let fitted = file.fitted(width, height);
-            let fitted = fitted.map_err(|e| Fault::from(e).parameter(parameter))?;
-            self.input = Some(encode(&fitted, Format::Png, 100, "")?.into());
-        }
+        self.input = Some(fitted_file(parameter, input, (width, height))?);
         Ok(())
     }
 }
@@ -200,6 +231,20 @@ mod tests {
         draft.mask = None;
         draft.repaint_transparent("init").unwrap();
         assert!(draft.mask.is_none());
+    }
+
+    #[test]
+    fn an_image_is_scaled_only_while_no_other_is_decoded() {
+        let other = decoding().unwrap();
+        let scaled = std::thread::spawn(|| fitted_file("image", &photo(), (16, 16)));
+        // One that has the size already is not decoded.
+        assert_eq!(fitted_file("image", &photo(), (8, 6)).unwrap(), photo());
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        assert!(!scaled.is_finished());
+        drop(other);
+        let scaled = scaled.join().unwrap().unwrap();
+        assert_eq!(size_of(&scaled, "image").unwrap(), (16, 16));
+        assert_eq!(fitted_file("x", &Bytes::from_static(b"x"), (1, 1)).unwrap_err().status, 422);
     }
 
     #[test]

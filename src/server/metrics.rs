@@ -71,8 +71,8 @@ impl Metrics {
         self.lock().worker_bytes = bytes;
     }
 
-    /// All numbers in the text format 0.0.4: with the jobs that wait and run, whether the worker is
-    /// `ready`, and the model that it holds.
+    /// All numbers in the text format 0.0.4: with the jobs that wait and run, whether the server is
+    /// `ready`, and the model that its worker holds.
     pub fn text(&self, counts: Counts, ready: bool, held: Option<&str>) -> String {
         text(&self.lock(), counts, ready, held)
     }
@@ -111,7 +111,7 @@ fn text(counted: &Counted, counts: Counts, ready: bool, held: Option<&str>) -> S
     let help = "Worker processes, with those that replaced one.";
     family(&mut out, "workers_started_total", "counter", help, &workers);
     let ready = one(u8::from(ready).to_string());
-    family(&mut out, "ready", "gauge", "Whether a worker can draw.", &ready);
+    family(&mut out, "ready", "gauge", "Whether a worker can draw and jobs are accepted.", &ready);
     let loaded = held.iter().map(|m| (label("model", &escaped(m)), "1".into()));
     let loaded: Vec<_> = loaded.collect();
     family(&mut out, "model_loaded", "gauge", "The model in memory.", &loaded);

@@ -122,6 +122,7 @@ fn dressed(mut response: Response, dialect: Dialect, id: &str, head: bool) -> Re
         }
         _ => return response,
     };
+    let fault = dialect.named(fault);
     let body = if head { String::new() } else { dialect.error(&fault, id).to_string() };
     let allow = response.headers_mut().remove(header::ALLOW);
     let mut dressed = (response.status(), Body::from(body)).into_response();

@@ -10,6 +10,7 @@
 //! Every dialect under `api/` is a thin adapter: it turns its own requests into a `Draft` and jobs
 //! into its own answers.
 
+mod accepting;
 mod access;
 mod api;
 mod body;
@@ -20,6 +21,7 @@ mod cluster;
 mod controlnets;
 mod data;
 mod draft;
+mod draft_files;
 mod estimate;
 mod events;
 mod fault;

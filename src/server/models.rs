@@ -18,6 +18,7 @@ use crate::pipeline::models::{ModelKind, ModelPlaces};
 use crate::pipeline::request::Options;
 use crate::pipeline::{ControlNetInputs, ModelInputs};
 use crate::spec::flux1::CONTROLNET;
+use add_ons::inputs_with_styles;
 
 /// The name of the model inside the program.
 const EMBEDDED: &str = "flux-tiny";
@@ -154,16 +155,11 @@ impl Models {
         catalog: &Catalog,
         name: &str,
     ) -> std::result::Result<ServedModel, Fault> {
-        let plain = |name: &str| without_ending(name).to_lowercase();
         let name = if name == "embedded" { EMBEDDED } else { name };
-        let exact = catalog.models.iter().find(|model| model.name == name);
-        let alike = || catalog.models.iter().find(|model| plain(&model.name) == plain(name));
-        match exact.or_else(alike) {
-            Some(model) if model.name == self.default_name() => Ok(self.default_model()),
-            Some(model) => {
-                Ok(ServedModel { name: model.name.clone(), open: Some(model.name.clone()) })
-            }
-            None => Err(self.unknown("model", self.models())),
+        let model = self.listed_elsewhere(&catalog.models, name, "model")?;
+        match model.name == self.default_name() {
+            true => Ok(self.default_model()),
+            false => Ok(ServedModel { name: model.name.clone(), open: Some(model.name.clone()) }),
         }
     }
 
@@ -272,19 +268,16 @@ impl Models {
     /// What the model called `name`, which is not the default model, reads besides the prompt;
     /// `None` if that is not known. It may read folders.
     pub fn inputs(&self, name: &str) -> Option<ModelInputs> {
-        if name == EMBEDDED {
-            let mut inputs = inputs_of(name, "");
-            inputs.styles = self.has_style_networks();
-            return Some(inputs);
-        }
         if let Some(catalog) = self.elsewhere() {
             return catalog.models.iter().find(|model| model.name == name)?.inputs;
         }
+        if name == EMBEDDED {
+            return Some(self.embedded_inputs());
+        }
         let path = self.path(name, Role::Model).ok()?;
         let all = self.of_kind(ModelKind::Model);
-        let mut inputs = all.iter().find(|listed| listed.path.as_ref() == Some(&path))?.inputs?;
-        inputs.styles = inputs.controlnets && self.has_style_networks();
-        Some(inputs)
+        let listed = all.iter().find(|listed| listed.path.as_ref() == Some(&path))?;
+        inputs_with_styles(listed, self.has_style_networks())
     }
 
     /// The file that a name means, from memory if it was looked up lately.
@@ -316,11 +309,7 @@ impl Models {
 
     fn refused(&self, error: &Error, what: &str, all: Vec<Listed>) -> Fault {
         match error.kind() {
-            Kind::Argument if error.found_value().is_some() => {
-                Fault::new(422, "ambiguous_name", format!("{what}: several files have this name"))
-                    .parameter(what)
-                    .hint("use the longer name of the list")
-            }
+            Kind::Argument if error.found_value().is_some() => ambiguous(what),
             _ => self.unknown(what, all),
         }
     }
@@ -348,6 +337,10 @@ impl Models {
                 && m.path.as_deref().is_some_and(|path| real(path) == self.default_file);
             m.name != self.default_name() && !is_default
         });
+        let has_networks = self.has_style_networks();
+        for model in &mut models {
+            model.inputs = inputs_with_styles(model, has_networks);
+        }
         let what = if self.default_name() == EMBEDDED {
             "the embedded model"
         } else {
@@ -361,9 +354,17 @@ impl Models {
     pub fn all(&self) -> Vec<Listed> {
         let mut models = self.models();
         if !models.iter().any(|model| model.name == EMBEDDED) && cfg!(feature = "embedded") {
-            models.push(Listed { what: "the embedded model".into(), ..Listed::named(EMBEDDED) });
+            let (what, inputs) = ("the embedded model".into(), Some(self.embedded_inputs()));
+            models.push(Listed { what, inputs, ..Listed::named(EMBEDDED) });
         }
         models
+    }
+
+    /// For tests: calls `f` as if it read the folders.
+    #[cfg(test)]
+    pub fn while_listing(&self, f: impl FnOnce()) {
+        let _listed = self.listed.lock().unwrap_or_else(PoisonError::into_inner);
+        f();
     }
 
     fn of_kind(&self, kind: ModelKind) -> Vec<Listed> {
@@ -389,6 +390,13 @@ impl Models {
         let all = listed.iter().flat_map(|(_, all)| all);
         all.filter(|(k, _)| *k == kind).map(|(_, listed)| listed.clone()).collect()
     }
+}
+
+/// The fault of a name that several files have.
+fn ambiguous(what: &str) -> Fault {
+    Fault::new(422, "ambiguous_name", format!("{what}: several files have this name"))
+        .parameter(what)
+        .hint("use the longer name of the list")
 }
 
 /// The name of the model that the command line calls `given`.
@@ -419,5 +427,8 @@ pub fn parse_alias(text: &str) -> Result<(String, String)> {
 }
 
 mod add_ons;
+mod listed;
 #[cfg(test)]
 mod tests;
+
+pub use listed::is_listed;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit, watch};
 
+use super::accepting::Accepting;
 use super::access::Access;
 use super::broker::{Broker, Cancelled};
 use super::data::{DataFolder, DataLock};
@@ -114,6 +115,8 @@ pub struct Server {
     pub body_room: Arc<Semaphore>,
     /// How many may change the list of jobs at a time: see [`Server::turn`].
     turns: Semaphore,
+    /// The ids of jobs that are being accepted.
+    pub accepting: Accepting,
     /// Jobs that are over and have an address to be called.
     ended: UnboundedSender<Job>,
     _lock: DataLock,
@@ -162,6 +165,7 @@ impl Server {
             questions: Questions::default(),
             body_room: Arc::new(Semaphore::new(MAX_BODIES)),
             turns: Semaphore::new(MAX_TURNS),
+            accepting: Accepting::default(),
             ended,
             options,
             _lock: lock,
@@ -208,6 +212,19 @@ impl Server {
     /// Whether the server takes no more jobs.
     pub fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Why no job that is sent now would be drawn; `None` if one would be.
+    pub fn why_not_ready(&self) -> Option<&'static str> {
+        if self.is_draining() {
+            Some("the server is about to end")
+        } else if !self.broker.is_reachable() {
+            Some("the broker is out of reach")
+        } else if !self.worker().ready {
+            Some("no worker can draw")
+        } else {
+            None
+        }
     }
 
     /// Takes no more jobs.

@@ -163,9 +163,12 @@ impl Store {
     }
 }
 
+/// The code of [`storage_full`].
+pub const FULL: &str = "storage_full";
+
 /// The fault of an owner who has stored too much.
 pub fn storage_full() -> Fault {
-    Fault::new(507, "storage_full", "too many files are stored on the server").hint("delete some")
+    Fault::new(507, FULL, "too many files are stored on the server").hint("delete some")
 }
 
 fn sorted(folders: &[PathBuf]) -> Vec<Facts> {

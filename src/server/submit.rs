@@ -7,9 +7,10 @@ use super::access::{Owner, hash};
 use super::broker::{NewJob, Submitted};
 use super::clock::SECOND;
 use super::draft::{Draft, TOKEN};
+use super::draft_files::DraftFiles;
 use super::fault::Fault;
 use super::job::{Job, JobSpec, hex, random_hex};
-use super::limits::{Charge, note_limits, too_much};
+use super::limits::{Charge, Limit, Unit, note_limits, too_much};
 use super::models::ServedModel;
 use super::state::{Server, blocking};
 use crate::pipeline::request::Request;
@@ -49,51 +50,36 @@ impl Server {
         owner: &Owner,
     ) -> Result<(Job, bool), Fault> {
         let drawn = self.drawn_size(&draft, &model);
-        let Draft { mut request, input, mask, control, references, styles, .. } = draft;
-        let Draft { format, quality, controlnet_images, .. } = draft;
-        let mask = mask.map(|mask| mask.png);
+        let files = DraftFiles::of(&draft);
+        let Draft { mut request, format, quality, .. } = draft;
         let (images, pixels_of_one) = self.size_of(&request, drawn);
         let charge = Charge { images, pixels: images.saturating_mul(pixels_of_one) };
-        let image_hash = |bytes: &Bytes| hex(&hash_bytes(bytes));
         // Everything that the job's images depend on, apart from the seed.
         let sent = |request: &Request| {
             let mut sent = json!({
                 "request": request, "model": model.name, "format": format.name(),
-                "quality": quality, "input": input.as_ref().map(image_hash),
+                "quality": quality,
             });
-            if !references.is_empty() {
-                sent["references"] = references.iter().map(image_hash).collect();
-            }
-            for (name, files) in [("styles", &styles), ("controlnets", &controlnet_images)] {
-                if !files.is_empty() {
-                    sent[name] = files.iter().map(image_hash).collect();
-                }
-            }
-            for (name, file) in [("mask", &mask), ("control", &control)] {
-                if let Some(file) = file {
-                    sent[name] = json!(image_hash(file));
-                }
-            }
+            files.describe(&mut sent);
             hex(&hash(&sent.to_string()))
         };
         let idempotency = draft.idempotency.map(|key| (key, sent(&request)));
         request.seed.get_or_insert_with(random_seed);
         let alike = sent(&request);
-        let id = match draft.id {
+        let chosen = match (draft.id, &idempotency) {
+            (None, Some((key, _))) => self.broker.id_of(&owner.0, key),
+            (id, _) => id,
+        };
+        // Until this returns, no other request has the same id.
+        let _alone = chosen.as_deref().map(|id| self.accepting.enter(id));
+        let id = match chosen {
             Some(id) => id,
             None => random_hex(16)?,
         };
         // The files of a job that a client sends again stay as they are.
         let is_known = || self.broker.job(&id, &owner.0).is_ok_and(|job| job.is_some());
-        let lists = references.iter().chain(&styles).chain(&controlnet_images);
-        let has_files = lists.chain(&control).chain(&input).count() > 0;
-        if has_files && !is_known() {
-            input.iter().try_for_each(|bytes| self.data.write_input(&id, bytes))?;
-            mask.iter().try_for_each(|bytes| self.data.write_mask(&id, bytes))?;
-            control.iter().try_for_each(|bytes| self.data.write_control(&id, bytes))?;
-            write_all(&styles, |n, bytes| self.data.write_style(&id, n, bytes))?;
-            write_all(&controlnet_images, |n, bytes| self.data.write_controlnet(&id, n, bytes))?;
-            write_all(&references, |n, bytes| self.data.write_reference(&id, n, bytes))?;
+        if !files.is_empty() && !is_known() {
+            files.write(&self.data, &id).inspect_err(|_| self.data.delete(&id))?;
         }
         let work = self.work(&request, drawn);
         let cost = self.rates.seconds(&model.name, work).unwrap_or(work);
@@ -102,12 +88,12 @@ impl Server {
             model: model.name.clone(),
             format: format.name().into(),
             quality: quality.clamp(1, 100),
-            has_input: input.is_some(),
-            has_mask: mask.is_some(),
-            has_control: control.is_some(),
+            has_input: files.input.is_some(),
+            has_mask: files.mask.is_some(),
+            has_control: files.control.is_some(),
             drawn,
-            references: references.len(),
-            styles: styles.len(),
+            references: files.references.len(),
+            styles: files.styles.len(),
             dialect: draft.dialect.into(),
             echo: draft.echo,
             webhook: draft.webhook,
@@ -187,6 +173,20 @@ impl Server {
         if !draft.reference_sizes.is_empty() && !inputs.references {
             let hint = "use FLUX.2 [klein] or FLUX.1 Kontext, or one image to start from";
             return refused("references", "this model does not read reference images", hint);
+        }
+        if draft.style_count > 0 && !inputs.styles {
+            let (what, hint) = match inputs.controlnets {
+                true => (
+                    "this server has no networks for style images with this model",
+                    "install FLUX.1 Redux and SigLIP (flux-fast pull \
+                     black-forest-labs/FLUX.1-Redux-dev), or leave the style images out",
+                ),
+                false => (
+                    "this model does not read style images",
+                    "use a FLUX.1 model; FLUX.2 looks at reference images",
+                ),
+            };
+            return refused("styles", what, hint);
         }
         let request = &draft.request;
         let has_loras = !request.loras.is_empty() || !request.prompt.loras().is_empty();
@@ -270,14 +270,15 @@ impl Server {
     }
 
     /// The fault of a request that must wait `wait` nanoseconds, or until a job of `owner` ends.
-    fn limited(&self, owner: &Owner, wait: Option<i64>, violated: &[String]) -> Fault {
+    fn limited(&self, owner: &Owner, wait: Option<i64>, violated: &[Limit]) -> Fault {
         let of_window = wait.unwrap_or(0).max(0) as f64 / SECOND as f64;
-        let of_active = match violated.iter().any(|name| name == ACTIVE) {
+        let of_active = match violated.iter().any(|limit| limit.unit == Unit::Active) {
             true => self.next_end(&owner.0).unwrap_or(1.0),
             false => 0.0,
         };
         let (ms, seconds) = retry_times(of_window.max(of_active), random_seed());
-        let message = format!("the limits of your key are reached: {}", violated.join(", "));
+        let limits: Vec<String> = violated.iter().map(Limit::to_string).collect();
+        let message = format!("the limits of your key are reached: {}", limits.join(", "));
         let mut fault = Fault::new(429, "rate_limit_exceeded", message)
             .hint(format!("send the request again in {seconds} seconds"))
             .retry_after(seconds);
@@ -286,8 +287,6 @@ impl Server {
     }
 }
 
-/// The name of limits on jobs that wait or run.
-const ACTIVE: &str = "active";
 /// Waits of this many seconds and more are spread by whole seconds.
 const LONG_WAIT: f64 = 10.0;
 /// The most seconds by which a wait is spread.
@@ -305,19 +304,6 @@ fn retry_times(seconds: f64, random: u64) -> (u64, u64) {
         false => (seconds + spread).min(whole),
     };
     ((until * 1000.0).ceil().max(1.0) as u64, (until.ceil() as u64).max(1))
-}
-
-/// Writes each of `files` with its number.
-fn write_all(
-    files: &[Bytes],
-    write: impl Fn(usize, &[u8]) -> crate::error::Result<()>,
-) -> crate::error::Result<()> {
-    files.iter().enumerate().try_for_each(|(number, bytes)| write(number, bytes))
-}
-
-fn hash_bytes(bytes: &[u8]) -> [u8; 32] {
-    use sha2::{Digest, Sha256};
-    Sha256::digest(bytes).into()
 }
 
 #[cfg(test)]

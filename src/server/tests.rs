@@ -103,6 +103,14 @@ impl Drop for Running {
     }
 }
 
+/// A server that does not run: no worker, and nobody listens.
+pub async fn idle_server(folder: &Path) -> Arc<Server> {
+    let options = options(folder, "", Arc::default());
+    let (data, lock) = DataFolder::create(&options.data).unwrap();
+    let broker = open_broker(&options, &data, false).await.unwrap();
+    Server::new(options, None, (data, lock), broker).unwrap().0
+}
+
 /// A script that reads orders and calls `job` with the id of each job.
 fn on_job(job: &str) -> String {
     format!(

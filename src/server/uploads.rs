@@ -39,6 +39,12 @@ pub trait Uploads {
     /// # Errors
     /// 503 if the broker cannot be reached.
     fn names(&self, owner: &str) -> Result<Vec<String>, Fault>;
+
+    /// Deletes the images of these names.
+    ///
+    /// # Errors
+    /// 503 if the broker cannot be reached.
+    fn remove(&self, owner: &str, names: &[String]) -> Result<(), Fault>;
 }
 
 impl Uploads for Store {
@@ -57,5 +63,12 @@ impl Uploads for Store {
 
     fn names(&self, owner: &str) -> Result<Vec<String>, Fault> {
         Ok(self.list(owner, Kind::Image).into_iter().map(|facts| facts.name).collect())
+    }
+
+    fn remove(&self, owner: &str, names: &[String]) -> Result<(), Fault> {
+        for name in names {
+            Store::remove(self, owner, Kind::Image, name);
+        }
+        Ok(())
     }
 }

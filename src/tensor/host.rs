@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::{BlockScales, ByteSource, Scale};
-use crate::dtype::DType;
 use crate::dtype::int8::{Int8, Rotation};
+use crate::dtype::{DType, Format};
 use crate::error::Result;
 
 /// Consecutive rows of a weight as a file stores them: a dense row-major matrix of `rows x cols`
@@ -50,6 +50,38 @@ impl HostPart {
         [(&self.source, self.range())].into_iter().chain(scales)
     }
 
+    /// Decodes a row that is stored in blocks, without its factor.
+    fn decode_blocks(&self, format: &Format, (row, bytes): (usize, &[u8]), out: &mut [f32]) {
+        let mut scales = vec![];
+        if let Scale::Blocks(s) = &self.scale {
+            scales.resize(s.per_row, 0.0);
+            s.row(row, 0, &mut scales);
+        }
+        format.decode(bytes, &scales, 0, out);
+    }
+
+    /// Whether rows are stored as codes for the integers of products in `int8`, in its rotation.
+    pub fn is_packed_for(&self, int8: Int8) -> bool {
+        self.dtype == DType::W4A8 && self.rotation == int8.rotation
+    }
+
+    /// Writes the integers of row `row` to `out`, and returns their factor, if the part
+    /// [is packed](HostPart::is_packed_for) for `int8`. `values` is as long as the row, and is
+    /// overwritten. A scale that is not a number makes the factor one that is not.
+    pub fn unpack_integers(
+        &self,
+        int8: Int8,
+        (row, bytes): (usize, &[u8]),
+        values: &mut [f32],
+        out: &mut [i8],
+    ) -> Option<f32> {
+        let format = self.dtype.format().filter(|_| self.is_packed_for(int8))?;
+        self.decode_blocks(format, (row, bytes), values);
+        out.iter_mut().zip(values.iter()).for_each(|(q, v)| *q = *v as i8);
+        let is_number = values.iter().all(|v| !v.is_nan());
+        Some(if is_number { self.scale.of(row) } else { f32::NAN })
+    }
+
     /// Decodes row `row` from its stored `bytes` into `out`, scales applied, and rotated back. For
     /// vectors, tables and convolutions, whose rows are decoded one at a time.
     pub fn decode_row(&self, row: usize, bytes: &[u8], out: &mut [f32]) {
@@ -69,12 +101,7 @@ impl HostPart {
                 }
             }
             Some(format) => {
-                let mut scales = vec![];
-                if let Scale::Blocks(s) = &self.scale {
-                    scales.resize(s.per_row, 0.0);
-                    s.row(row, 0, &mut scales);
-                }
-                format.decode(bytes, &scales, 0, out);
+                self.decode_blocks(format, (row, bytes), out);
                 if factor != 1.0 {
                     out.iter_mut().for_each(|o| *o *= factor);
                 }
@@ -199,6 +226,11 @@ impl HostWeight {
     /// Whether its parts are stored as the integers of products in `int8`, in its rotation.
     pub fn is_stored_as(&self, int8: Int8) -> bool {
         self.parts.iter().all(|p| p.dtype == DType::I8 && p.rotation == int8.rotation)
+    }
+
+    /// The same, also if they are stored as codes for such integers.
+    pub fn has_integers_of(&self, int8: Int8) -> bool {
+        self.is_stored_as(int8) || self.parts.iter().all(|p| p.is_packed_for(int8))
     }
 }
 

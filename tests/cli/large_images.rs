@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use image::{GrayImage, Rgb, RgbImage};
+use image::{GrayImage, Luma, Rgb, RgbImage, Rgba, RgbaImage};
 use jpeg_encoder::{ColorType, Encoder};
 
 use super::runs::command;
@@ -47,25 +47,58 @@ fn a_progressive_photo_is_refused_with_the_memory_that_is_enough() {
     assert!(peak.unwrap() <= enough * 1_000_000, "{peak:?} of {enough} MB");
 }
 
+/// No bound on memory would help where the model does not read the image.
 #[test]
-fn control_and_style_images_count_against_the_bound() {
+fn an_image_that_the_model_does_not_read_is_refused_before_the_memory() {
     let dir = tempfile::tempdir().unwrap();
     photo(5000).save(dir.path().join("photo.png")).unwrap();
     let options = [
-        ("--control", "photo.png", "the control image"),
-        ("--style", "photo.png", "the style image"),
-        ("--controlnet", "net.safetensors:photo.png", "the image of a ControlNet"),
+        ("--control", "photo.png"),
+        ("--style", "photo.png"),
+        ("--reference", "photo.png"),
+        ("--controlnet", "net.safetensors:photo.png"),
     ];
-    for (option, value, what) in options {
+    for (option, value) in options {
         let (code, said, _) = run(dir.path(), &[option, value, "-o", "x.png", "--ram", "120M"]);
-        assert_eq!(code, Some(5), "{said}");
-        assert!(said.contains(what) && said.contains(option), "{said}");
+        assert!(matches!(code, Some(2 | 4)), "{option}: {code:?}: {said}");
+        assert!(!said.contains("--ram"), "{option}: {said}");
+    }
+}
+
+/// The image and its mask are decoded before the model is known, and count all the same.
+#[test]
+fn a_mask_and_its_image_count_against_the_bound() {
+    let dir = tempfile::tempdir().unwrap();
+    let side = 3000;
+    photo(side).save(dir.path().join("photo.png")).unwrap();
+    let mask = GrayImage::from_fn(side, side, |x, _| Luma([if x < 900 { 255 } else { 0 }]));
+    mask.save(dir.path().join("mask.png")).unwrap();
+    let clear =
+        |x, y, p: &Rgb<u8>| Rgba([p[0], p[1], p[2], if x < 900 && y < 900 { 0 } else { 255 }]);
+    let whole = photo(side);
+    let pixel = |x, y| clear(x, y, whole.get_pixel(x, y));
+    RgbaImage::from_fn(side, side, pixel).save(dir.path().join("clear.png")).unwrap();
+    let opaque = |x, y| clear(900 + x, y, whole.get_pixel(x, y));
+    RgbaImage::from_fn(side, side, opaque).save(dir.path().join("opaque.png")).unwrap();
+    let small = ["--size", "128x128", "-o", "x.png", "--ram"];
+    let requests: [&[&str]; 5] = [
+        &["-i", "photo.png", "--mask", "mask.png"],
+        &["-i", "photo.png", "--mask", "mask.png", "--mask-padding", "50"],
+        &["-i", "photo.png", "--outpaint", "0,60,0,60"],
+        &["-i", "clear.png"],
+        &["-i", "opaque.png"],
+    ];
+    for request in requests {
+        let (code, said, _) = run(dir.path(), &[request, &small, &["100M"]].concat());
+        assert_eq!(code, Some(5), "{request:?}: {said}");
+        assert!(said.contains("the image to start from"), "{request:?}: {said}");
         // These are decoded as a whole, whatever their format.
         assert!(!said.contains("row by row"), "{said}");
-        // With that memory, only what the image is for is missing.
-        let enough = format!("{}M", named(&said));
-        let (code, said, _) = run(dir.path(), &[option, value, "-o", "x.png", "--ram", &enough]);
-        assert!(matches!(code, Some(2 | 4)), "{code:?}: {said}");
+        let enough = named(&said);
+        let bound = format!("{enough}M");
+        let (code, said, peak) = run(dir.path(), &[request, &small, &[&bound]].concat());
+        assert_eq!(code, Some(0), "{request:?} in {enough} MB: {said}");
+        assert!(peak.unwrap() <= enough * 1_000_000, "{request:?}: {peak:?} of {enough} MB");
     }
 }
 

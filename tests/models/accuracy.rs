@@ -390,7 +390,7 @@ fn int8_is_no_less_exact_than_fp8_weights_and_activations() {
 }
 
 /// Prints the first table of `docs/accuracy.md`:
-/// `cargo test --test models accuracy -- --ignored --nocapture`.
+/// `cargo test --test models accuracy -- --include-ignored --nocapture`.
 #[test]
 #[ignore = "prints the first table of docs/accuracy.md; several minutes"]
 fn tables() {

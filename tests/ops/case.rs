@@ -353,5 +353,6 @@ pub fn compare(op: &Op, variant: &str, found: &[f32], expected: &[f32], bound: f
         }
     }
     let relative = if error == 0.0 { 0.0 } else { (error / size).sqrt() };
+    println!("{variant}: error {relative:.2e} of {bound:e}: {}", op.name());
     assert!(relative <= bound, "{variant}: error {relative:e} > {bound:e}: {op}");
 }

@@ -4,7 +4,7 @@
 //! Kernels run on the PTX machine, which also reports races and out-of-bounds or uninitialised
 //! accesses. With `FLUX_FAST_TEST_GPU=1` they run on the first GPU.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -21,6 +21,9 @@ use crate::common::driver::{self, Driver};
 use crate::gpu::{GAP, exact, known, out_types, over, typed, with_nan};
 
 thread_local! {
+    /// How the fake driver's tensor cores add in this test.
+    static SUMS: Cell<&str> = const { Cell::new("nearest") };
+
     /// Variants that ran in this test, and those that were skipped with a message because this
     /// machine cannot run them.
     static RAN: RefCell<BTreeSet<String>> = const { RefCell::new(BTreeSet::new()) };
@@ -42,7 +45,16 @@ fn on<T>(driver: &Driver, ordinal: usize, f: impl FnOnce(&mut CudaBackend) -> T)
         backends.push((ordinal, backend));
         backends.len() - 1
     });
+    driver.configure(&format!("sums={}", SUMS.get()));
     f(&mut backends[at].1)
+}
+
+/// Calls `work`, whose kernels add as the tensor cores of each GPU do, not exactly but for each
+/// rounding. (A real GPU does so anyway.)
+pub fn with_hardware_sums(work: impl FnOnce()) {
+    SUMS.set("hardware");
+    work();
+    SUMS.set("nearest");
 }
 
 /// Whether GPU `ordinal` multiplies FP8.

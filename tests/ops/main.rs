@@ -26,6 +26,7 @@ mod latents;
 mod linear;
 mod norm;
 mod shaders;
+mod sums;
 mod wgpu;
 
 use std::collections::BTreeMap;

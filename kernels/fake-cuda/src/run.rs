@@ -100,7 +100,11 @@ impl Driver {
             }
             return Ok(());
         }
-        let options = ptx_machine::Options { checks: self.settings.checks };
+        let sums = match self.settings.hardware_sums {
+            true => ptx_machine::Sums::Of(chip(self.device_of(context).spec.capability)),
+            false => ptx_machine::Sums::Nearest,
+        };
+        let options = ptx_machine::Options { checks: self.settings.checks, sums };
         let entry = launch.entry();
         let (grid, block) = (launch.grid, launch.block);
         let run = ptx_machine::Launch {
@@ -118,6 +122,16 @@ impl Driver {
                 Err(LAUNCH_FAILED)
             }
         }
+    }
+}
+
+/// The tensor cores of a device.
+fn chip(capability: (u32, u32)) -> ptx_machine::Chip {
+    match capability {
+        (..=8, ..=8) | (..=7, _) => ptx_machine::Chip::Ampere,
+        (8, _) => ptx_machine::Chip::Ada,
+        (9, _) => ptx_machine::Chip::Hopper,
+        _ => ptx_machine::Chip::RtxBlackwell,
     }
 }
 

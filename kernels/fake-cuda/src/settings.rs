@@ -73,6 +73,8 @@ pub struct Settings {
     pub copies: bool,
     /// Whether the PTX machine looks for races, bank conflicts and the like.
     pub checks: bool,
+    /// Whether tensor cores add as those of the device do, or exactly but for each rounding.
+    pub hardware_sums: bool,
     pub log: bool,
     /// Whether new memory reads as NaN; otherwise as zero.
     pub poison: bool,
@@ -107,6 +109,7 @@ impl Default for Settings {
             kernels: true,
             copies: true,
             checks: true,
+            hardware_sums: false,
             log: false,
             poison: true,
             report: None,
@@ -158,6 +161,13 @@ impl Settings {
             "kernels" => self.kernels = run_or_skip(value)?,
             "copies" => self.copies = run_or_skip(value)?,
             "checks" => self.checks = switch(value)?,
+            "sums" => {
+                self.hardware_sums = match value {
+                    "hardware" => true,
+                    "nearest" => false,
+                    _ => return Err("must be hardware or nearest".into()),
+                }
+            }
             "log" => self.log = switch(value)?,
             "poison" => self.poison = switch(value)?,
             "report" => self.report = Some(value.to_string()),

@@ -1,6 +1,7 @@
 //! Launches: blocks run in parallel, each by one worker.
 
 use crate::machine::block::{Block, Note, Place};
+use crate::machine::sums::Sums;
 use crate::machine::writers::Writers;
 use crate::memory::Memory;
 use crate::program::Entry;
@@ -26,11 +27,13 @@ pub struct Options {
     /// Whether to find races and uninitialised reads of shared memory, and to count bank conflicts
     /// and sectors. Bounds and alignment are always checked.
     pub checks: bool,
+    /// How `mma` and `wgmma` add.
+    pub sums: Sums,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { checks: true }
+        Options { checks: true, sums: Sums::Nearest }
     }
 }
 
@@ -75,6 +78,7 @@ pub fn run(launch: &Launch, memory: &Memory, options: &Options) -> Result<Report
         dims: launch.block,
         block: [0; 3],
         checks: options.checks,
+        sums: options.sums,
         writers: writers.as_ref(),
     };
     let pool: Mutex<Vec<Block>> = Mutex::new(vec![]);

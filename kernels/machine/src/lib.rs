@@ -34,6 +34,7 @@ mod report;
 mod tensor_map;
 
 pub use launch::{Launch, Options, run};
+pub use machine::sums::{Chip, Sums};
 pub use memory::Memory;
 pub use program::{Entry, Error, Module, Param};
 pub use report::{Counts, FINDINGS, Fault, FaultKind, Finding, FindingKind, Hot, Report};

@@ -198,6 +198,10 @@ pub(super) mod reference {
                 let scale = if w.is_stored_as(int8) {
                     q.iter_mut().zip(stored).for_each(|(q, b)| *q = *b as i8);
                     part.scale.of(row)
+                } else if let Some(scale) =
+                    part.unpack_integers(int8, (row, stored), &mut values, &mut q)
+                {
+                    scale
                 } else {
                     part.decode_row(row, stored, &mut values);
                     int8.quantise(&mut values, &mut q)

@@ -1,5 +1,6 @@
 use super::*;
 use crate::dtype::int8::Rotation;
+use crate::tensor::{BlockScale, BlockScales};
 
 fn part(rows: usize, cols: usize, dtype: DType, scale: Scale) -> HostPart {
     let mut bytes = Vec::new();
@@ -93,6 +94,29 @@ fn weights_of_any_type_become_integers_and_integers_stay_what_they_are() {
         let mut rounded = vec![];
         DType::BF16.encode(want, &mut rounded);
         assert_eq!(bytes[2 * i..2 * i + 2], rounded, "element {i}");
+    }
+}
+
+/// A device gets the integers that codes of 4 bits stand for.
+#[test]
+fn codes_for_integers_become_these() {
+    let rotation = Rotation::new(16);
+    let int8 = Int8 { rotation };
+    let scales = BlockScales::new(Arc::new(vec![0x70; 9]), 0, BlockScale::E4M3, 3);
+    let factors: Arc<[f32]> = vec![0.5, 0.25, 2.0].into();
+    let scale = Scale::Blocks(scales.with_factors(factors.clone()));
+    let source = Arc::new((0..3 * 24u8).map(|i| i.wrapping_mul(37)).collect::<Vec<_>>());
+    let (rows, cols, dtype) = (3, 48, DType::W4A8);
+    let codes = HostPart { source, offset: 0, rows, cols, dtype, scale, rotation };
+    let weight = HostWeight { rows: 3, cols: 48, parts: vec![codes], int8: Some(int8) };
+    let (form, bytes) = image(&weight, Use::Matrix);
+    let (q, found) = integers_of(&form, &bytes);
+    assert_eq!(found, factors[..]);
+    for (r, stored) in weight.parts[0].bytes().chunks(24).enumerate() {
+        let (mut values, mut want) = (vec![0.0; 48], vec![0; 48]);
+        weight.parts[0].unpack_integers(int8, (r, stored), &mut values, &mut want).unwrap();
+        assert_eq!(want, q[48 * r..][..48], "row {r}");
+        assert!(want.iter().any(|q| q.unsigned_abs() > 100), "{want:?}");
     }
 }
 

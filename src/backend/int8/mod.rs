@@ -51,6 +51,9 @@ pub(super) fn quantise_stored(
     values: &mut [f32],
     out: &mut [i8],
 ) -> f32 {
+    if let Some(scale) = part.unpack_integers(int8, (r, bytes), values, out) {
+        return scale;
+    }
     match Isa::detect() {
         // SAFETY: the processor has the features.
         #[cfg(target_arch = "x86_64")]

@@ -117,8 +117,9 @@ pub struct RequestArgs {
     /// A ControlNet for FLUX.1 (a file, a folder or its name) and the image that it sees, how
     /// strongly it acts, 0 to 10 [default: 1], and in which part of the steps [default: 0-1]; may
     /// be given several times. `,mode=canny` (tile, depth, blur, pose, gray, lq) says what the
-    /// image is where a ControlNet needs to know it; `,edges` finds the edges of a photo. In
-    /// `again`, `:IMAGE` is the image for the recorded ControlNet
+    /// image is where a ControlNet needs to know it; `,edges` finds the edges of a photo, or
+    /// `,edges=100-200` with two thresholds of OpenCV. In `again`, `:IMAGE` is the image for the
+    /// recorded ControlNet
     #[arg(
         long = "controlnet",
         value_name = "FILE:IMAGE[:STRENGTH[:START-END]]",

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use serde_json::Value;
 use ureq::http::{HeaderMap, Response};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::super::cancelled;
 use super::super::progress::Progress;
 use super::backoff::{Backoff, pause, random};
 use crate::error::{Error, Kind, Result};
+use crate::library::given::root_certs;
 use crate::message::PARAMETERS;
 use crate::text::shortened;
 use crate::units;
@@ -268,28 +269,6 @@ fn is_temporary(e: &ureq::Error, reached: bool) -> bool {
     }
 }
 
-/// The certificates in a PEM file.
-///
-/// # Errors
-/// [`Kind::Missing`] if it cannot be read, [`Kind::Argument`] if it has none.
-fn root_certs(path: &Path) -> Result<RootCerts> {
-    let text = std::fs::read(path).map_err(|e| {
-        Error::missing(format!("the certificates cannot be read: {e}")).at_path(path)
-    })?;
-    let certificates: Vec<Certificate<'static>> = parse_pem(&text)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    match certificates.is_empty() {
-        true => Err(Error::argument("the file contains no certificate")
-            .at_path(path)
-            .expected("-----BEGIN CERTIFICATE-----")),
-        false => Ok(RootCerts::new_with_certs(&certificates)),
-    }
-}
-
 /// Why an attempt failed.
 struct Failure {
     error: Error,
@@ -333,9 +312,16 @@ pub fn fault_of(status: u16, error: &Value) -> Error {
         message = rest.to_string();
     }
     let mut fault = Error::new(kind, message);
+    // A field of the server may be a list; the option is for one of its items.
+    let option_of = |name: &str| {
+        let item = || PARAMETERS.iter().find(|option| name.strip_suffix('s') == Some(**option));
+        PARAMETERS.iter().find(|option| **option == name).or_else(item)
+    };
     fault = match parameter {
-        Some(name) if PARAMETERS.contains(&name.as_str()) => fault.at_parameter(name),
-        Some(name) => fault.at(name),
+        Some(name) => match option_of(&name) {
+            Some(option) => fault.at_parameter(*option),
+            None => fault.at(name),
+        },
         None => fault,
     };
     match text("hint") {
@@ -371,6 +357,8 @@ mod tests {
         assert_eq!((fault.kind(), fault.parameter()), (Kind::Argument, Some("steps")));
         // The parameter is said once, where the command line says it.
         assert_eq!(fault.to_string().matches("steps").count(), 1, "{fault}");
+        let fault = fault_of(404, &json!({"message": "none", "parameter": "controlnets"}));
+        assert_eq!(fault.parameter(), Some("controlnet"));
         for (status, code, kind) in [
             (404, "model_not_found", Kind::Missing),
             (401, "unauthorized", Kind::Argument),
@@ -414,22 +402,5 @@ mod tests {
             assert_eq!(is_temporary(&error, false), before, "{error}");
             assert_eq!(is_temporary(&error, true), after, "{error}");
         }
-    }
-
-    #[test]
-    fn certificates_are_read_from_pem_files() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("ca.pem");
-        assert_eq!(root_certs(&path).unwrap_err().kind(), Kind::Missing);
-        for text in
-            ["", "no certificate", "-----BEGIN PRIVATE KEY-----\nAA==\n-----END PRIVATE KEY-----"]
-        {
-            std::fs::write(&path, text).unwrap();
-            assert_eq!(root_certs(&path).unwrap_err().kind(), Kind::Argument, "{text}");
-        }
-        let one = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n";
-        std::fs::write(&path, format!("# two\n{one}{one}")).unwrap();
-        let RootCerts::Specific(found) = root_certs(&path).unwrap() else { panic!() };
-        assert_eq!(found.len(), 2);
     }
 }

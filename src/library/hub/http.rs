@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ureq::http::{Response, Uri};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::TlsConfig;
 use ureq::{Agent, Body};
 
 use super::headers::{FileFacts, header};
@@ -12,6 +12,7 @@ use super::responses::{PROXY, Parties, Subject, connection_fault, refused, unrea
 use super::retry::{Attempts, Fault, Retry};
 use super::token::Credentials;
 use crate::error::{Error, Result};
+use crate::library::given::root_certs;
 
 /// The number of redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 8;
@@ -88,8 +89,7 @@ impl Http {
             .timeout_per_read(Some(retry.silence))
             .timeout_per_write(Some(retry.silence));
         if let Some(path) = certificates {
-            config = config
-                .tls_config(TlsConfig::builder().root_certs(read_certificates(path)?).build());
+            config = config.tls_config(TlsConfig::builder().root_certs(root_certs(path)?).build());
         }
         Ok(Http {
             agent: config.build().into(),
@@ -233,23 +233,6 @@ fn redirect_target(base: &Uri, location: &str) -> Option<Uri> {
 
 fn bad_redirect(from: &Uri) -> Error {
     Error::model("redirected to something that is not an address").at(from.path())
-}
-
-fn read_certificates(path: &Path) -> Result<RootCerts> {
-    let broken = |why: String| {
-        Error::argument(format!("the certificates cannot be read: {why}")).at_path(path)
-    };
-    let pem = std::fs::read(path).map_err(|e| broken(e.to_string()))?;
-    let items = parse_pem(&pem).filter_map(|item| match item {
-        Ok(PemItem::Certificate(certificate)) => Some(certificate),
-        _ => None,
-    });
-    let certificates: Vec<_> = items.collect();
-    if certificates.is_empty() {
-        Err(broken("the file contains none".into()))
-    } else {
-        Ok(RootCerts::new_with_certs(&certificates))
-    }
 }
 
 /// `text` as a part of a URL's path. `keep_slashes` leaves slashes as they are.

@@ -17,4 +17,6 @@ pub use describe::{ModelKind, describe};
 pub use entries::{Entry, ModelPlaces};
 pub use listing::Listing;
 pub(crate) use naming::is_called;
+#[cfg(feature = "server")]
+pub(crate) use naming::{Called, find_called};
 pub use roots::{ModelFolder, Role};

@@ -93,18 +93,12 @@ impl ModelPlaces {
         let fitting: Vec<&Entry> = entries.iter().filter(fits).collect();
         let all: Vec<&Entry> = entries.iter().collect();
         for among in [fitting, all] {
-            for is_match in [is_same, is_short_form, is_short_form_in_any_case] {
-                let found: Vec<&Entry> =
-                    among.iter().copied().filter(|e| is_match(&e.name, name)).collect();
-                match found.as_slice() {
-                    [] => {}
-                    [one] => return Ok(one.path.clone()),
-                    several => {
-                        return Err(ambiguous(
-                            name,
-                            several.iter().map(|e| e.path.display().to_string()),
-                        ));
-                    }
+            match find_called(&among, |entry| &entry.name, name) {
+                Called::None => {}
+                Called::One(entry) => return Ok(entry.path.clone()),
+                Called::Several(several) => {
+                    let paths = several.iter().map(|e| e.path.display().to_string());
+                    return Err(ambiguous(name, paths));
                 }
             }
         }
@@ -212,6 +206,34 @@ fn similar_names<'a>(name: &str, entries: &'a [Entry]) -> Vec<&'a str> {
 /// The part of a name after the last slash.
 fn last_part(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
+}
+
+/// What a name means among entries.
+pub(crate) enum Called<'a, T> {
+    /// None of them.
+    None,
+    /// This one.
+    One(&'a T),
+    /// All of these: it does not say which.
+    Several(Vec<&'a T>),
+}
+
+/// The entry that `name` means among `all`, whose own names `name_of` returns: the one that has
+/// this name, else the one that has it as a short form, else in any case.
+pub(crate) fn find_called<'a, T>(
+    all: &[&'a T],
+    name_of: impl Fn(&T) -> &str,
+    name: &str,
+) -> Called<'a, T> {
+    for is_match in [is_same, is_short_form, is_short_form_in_any_case] {
+        let found: Vec<&T> = all.iter().copied().filter(|e| is_match(name_of(e), name)).collect();
+        match found.as_slice() {
+            [] => {}
+            [one] => return Called::One(one),
+            _ => return Called::Several(found),
+        }
+    }
+    Called::None
 }
 
 /// Whether `name` may stand for the entry called `entry`: its name or a short form of it, in any

@@ -3,10 +3,9 @@
 
 use crate::pipeline::request::Image;
 
-/// A gradient above this one is an edge if it is next to an edge.
-const LOW: i32 = 50;
-/// A gradient above this one is an edge.
-const HIGH: i32 = 200;
+/// The thresholds that FLUX.1 Canny was trained with: a gradient above the second one is an edge,
+/// and one above the first is if it is next to an edge.
+pub const THRESHOLDS: [u16; 2] = [50, 200];
 /// tan(22.5 degrees) in units of 2^-15.
 const TAN_22_5: i32 = 13573;
 const SHIFT: i32 = 15;
@@ -14,8 +13,9 @@ const SHIFT: i32 = 15;
 /// White edges on black, in the size of `image`.
 ///
 /// As OpenCV does for colours: 3x3 Sobel filters, with the pixels at the edges repeated, the
-/// channel with the largest |dx| + |dy| of each pixel, and two thresholds.
-pub fn canny(image: &Image) -> Image {
+/// channel with the largest |dx| + |dy| of each pixel, and two `thresholds`: see [`THRESHOLDS`].
+pub fn canny(image: &Image, thresholds: [u16; 2]) -> Image {
+    let [low, high] = thresholds.map(i32::from);
     let (width, height) = (image.width, image.height);
     let gradients = gradients(image);
     // A border of zeros, so that every pixel has eight neighbours.
@@ -32,9 +32,9 @@ pub fn canny(image: &Image) -> Image {
     for y in 0..height {
         for x in 0..width {
             let at = (y + 1) * stride + x + 1;
-            if is_ridge(&magnitude, at, stride, gradients[y * width + x]) {
+            if is_ridge(&magnitude, low, at, stride, gradients[y * width + x]) {
                 state[at] = 1;
-                if magnitude[at] > HIGH {
+                if magnitude[at] > high {
                     state[at] = 2;
                     found.push(at);
                 }
@@ -86,10 +86,10 @@ fn gradients(image: &Image) -> Vec<(i32, i32)> {
     all
 }
 
-/// Whether the magnitude at `at` is above the low threshold, and a maximum across its edge.
-fn is_ridge(magnitude: &[i32], at: usize, stride: usize, (dx, dy): (i32, i32)) -> bool {
+/// Whether the magnitude at `at` is above `low`, and a maximum across its edge.
+fn is_ridge(magnitude: &[i32], low: i32, at: usize, stride: usize, (dx, dy): (i32, i32)) -> bool {
     let m = magnitude[at];
-    if m <= LOW {
+    if m <= low {
         return false;
     }
     let (x, y) = (dx.abs(), dy.abs() << SHIFT);
@@ -131,12 +131,17 @@ mod tests {
             let edges = golden.tensor(&format!("{i}.edges")).unwrap();
             let (height, width) = (picture.shape()[0], picture.shape()[1]);
             let image = Image { width, height, rgb: picture.data().to_vec() };
-            let found = canny(&image);
+            let found = canny(&image, THRESHOLDS);
             assert_eq!((found.width, found.height), (width, height));
             let differ = found.rgb.chunks(3).zip(edges.data()).filter(|(p, e)| p[0] != **e).count();
             assert_eq!(differ, 0, "picture {i}");
             assert!(found.rgb.contains(&255) && !is_drawing_of_edges(&image));
             assert!(is_drawing_of_edges(&found));
+            // A higher threshold leaves fewer edges, all of which were there before.
+            let white = |image: &Image| image.rgb.iter().filter(|v| **v == 255).count();
+            let fewer = canny(&image, [50, 600]);
+            assert!(white(&fewer) < white(&found), "picture {i}");
+            assert!(fewer.rgb.iter().zip(&found.rgb).all(|(few, all)| few <= all));
         }
     }
 }

@@ -42,6 +42,25 @@ pub fn decoder(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
     reader.into_decoder().map_err(unreadable)
 }
 
+/// Width and height of the image that `decoder` reads, which has at most `max_pixels` pixels.
+pub fn check_size(decoder: &impl ImageDecoder, max_pixels: u64) -> Result<(u32, u32)> {
+    let (w, h) = decoder.dimensions();
+    check_pixels(w.into(), h.into(), max_pixels)?;
+    Ok((w, h))
+}
+
+/// Checks the size of an image that may have `max_pixels` pixels.
+pub fn check_pixels(w: u64, h: u64, max_pixels: u64) -> Result<()> {
+    let pixels = w * h;
+    if pixels > max_pixels || pixels == 0 {
+        return Err(Error::argument("the size of the image is not supported")
+            .found(format!("{w}x{h}"))
+            .expected(format!("1 to {} million pixels", max_pixels / 1_000_000))
+            .try_("make the image smaller first"));
+    }
+    Ok(())
+}
+
 /// Converts to 8-bit RGB, blending transparent pixels with white.
 pub fn on_white(image: DynamicImage) -> Image {
     let (width, height) = (image.width() as usize, image.height() as usize);

@@ -8,14 +8,15 @@ use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, RgbImage};
 
 use super::complete::{check_complete, jpeg_segments};
 use super::decoder::{
-    MAX_PIXELS, MAX_ROW_PIXELS, decoder, format_of, on_white, transparent, unreadable,
+    MAX_PIXELS, MAX_ROW_PIXELS, check_pixels, check_size, decoder, format_of, on_white,
+    transparent, unreadable,
 };
 use super::jpeg_rows::JpegRows;
 use super::kontext::{kontext_size, prepare_kontext};
 use super::metadata::{self, Provenance};
 use super::png_rows::PngRows;
 use super::reference::{ReferenceSize, check_reference_size, shrink, shrunk_size};
-use super::resize::Resizer;
+use super::resize::{Resizer, fit};
 use super::stretch::{Filter, Stretcher, stretch_bytes};
 use super::texts::texts_in;
 use crate::error::{Error, Result};
@@ -73,6 +74,28 @@ impl ImageFile {
             file.check_whole()?;
         }
         Ok(file)
+    }
+
+    /// Columns and rows of the image, turned as EXIF says.
+    pub fn size(&self) -> (usize, usize) {
+        let (width, height) = self.columns_and_rows();
+        self.before_turn(width, height)
+    }
+
+    /// Columns and rows of what [`reference`](ImageFile::reference) returns for that size.
+    ///
+    /// # Errors
+    /// [`Kind::Argument`](crate::error::Kind::Argument) if the image is too small or too narrow for
+    /// the model.
+    pub fn reference_size(&self, size: ReferenceSize) -> Result<(usize, usize)> {
+        let (width, height) = self.size();
+        match size {
+            ReferenceSize::Kontext { unit } => Ok(kontext_size(width, height, unit)),
+            ReferenceSize::Limited => {
+                check_reference_size(width, height)?;
+                Ok(shrunk_size(width, height))
+            }
+        }
     }
 
     /// Checks that the image is not too large to be decoded as a whole.
@@ -364,10 +387,11 @@ fn checked(bytes: &[u8], max_pixels: u64) -> Result<Checked> {
     let stored = decoder.total_bytes();
     // The memory of decoders besides the pixels that they return.
     let inside = match format {
-        // A copy of the file, and the coefficients of a progressive image.
+        // A copy of the file, and the coefficients of each component of a progressive image.
         ImageFormat::Jpeg => {
-            let is_progressive = jpeg_segments(bytes).any(|s| s.marker == 0xc2);
-            bytes.len() as u64 + if is_progressive { 6 * pixels } else { 0 }
+            let progressive = jpeg_segments(bytes).find(|s| s.marker == 0xc2);
+            let components = progressive.and_then(|s| s.content.get(5).copied()).unwrap_or(0);
+            bytes.len() as u64 + 2 * u64::from(components) * pixels
         }
         ImageFormat::WebP => 8 * pixels,
         ImageFormat::Tiff => stored,
@@ -422,23 +446,6 @@ pub fn image_size(bytes: &[u8], max_pixels: u64) -> Result<(u32, u32)> {
     Ok(if is_sideways { (h, w) } else { (w, h) })
 }
 
-fn check_size(decoder: &impl ImageDecoder, max_pixels: u64) -> Result<(u32, u32)> {
-    let (w, h) = decoder.dimensions();
-    check_pixels(w.into(), h.into(), max_pixels)?;
-    Ok((w, h))
-}
-
-fn check_pixels(w: u64, h: u64, max_pixels: u64) -> Result<()> {
-    let pixels = w * h;
-    if pixels > max_pixels || pixels == 0 {
-        return Err(Error::argument("the size of the image is not supported")
-            .found(format!("{w}x{h}"))
-            .expected(format!("1 to {} million pixels", max_pixels / 1_000_000))
-            .try_("make the image smaller first"));
-    }
-    Ok(())
-}
-
 /// The settings stored in an image file: those that this program wrote, or another program's as far
 /// as they have a meaning here.
 ///
@@ -479,21 +486,4 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
             .expected(format!("a file of at most {}", units::bytes(MAX_FILE_BYTES))));
     }
     std::fs::read(path).map_err(cannot)
-}
-
-/// Upper bound of the memory that [`fit`] needs for its result and its work, in bytes.
-pub fn fit_bytes(size: (usize, usize), width: usize, height: usize) -> u64 {
-    Resizer::bytes(size, width, height)
-}
-
-/// Returns `picture` at `width` x `height`: cuts the largest part around its centre with that
-/// aspect ratio, then resizes it with a Lanczos filter. An image that has this size already is not
-/// changed.
-pub fn fit(picture: &Image, width: usize, height: usize) -> Image {
-    if (picture.width, picture.height) == (width, height) {
-        return picture.clone();
-    }
-    let mut resizer = Resizer::new((picture.width, picture.height), width, height);
-    picture.rgb.chunks_exact(3 * picture.width).for_each(|row| resizer.push(row));
-    resizer.finish()
 }

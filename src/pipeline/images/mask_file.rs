@@ -5,6 +5,8 @@ use image::DynamicImage;
 use super::decoder::transparent;
 use super::load::{ImageFile, turned};
 use crate::error::{Error, Result};
+#[cfg(feature = "server")]
+use crate::pipeline::request::Image;
 use crate::pipeline::request::Mask;
 
 /// What of an image file marks the pixels that are repainted.
@@ -70,15 +72,34 @@ fn white(image: DynamicImage) -> Mask {
 /// # Errors
 /// [`Kind::Output`](crate::error::Kind::Output) if its values do not match its size.
 pub fn encode_mask(mask: &Mask) -> Result<Vec<u8>> {
-    let cannot = |e: String| Error::output(format!("the mask cannot be encoded: {e}"));
+    encode_png((mask.width, mask.height), png::ColorType::Grayscale, &mask.values)
+}
+
+/// `image` as a PNG in which `mask` is its opacity: black is transparent.
+///
+/// # Errors
+/// [`Kind::Output`](crate::error::Kind::Output) if the two have different sizes.
+#[cfg(feature = "server")]
+pub fn encode_with_alpha(image: &Image, mask: &Mask) -> Result<Vec<u8>> {
+    let pixels = image.rgb.chunks_exact(3).zip(&mask.values);
+    let rgba: Vec<u8> = pixels.flat_map(|(rgb, a)| [rgb[0], rgb[1], rgb[2], *a]).collect();
+    encode_png((image.width, image.height), png::ColorType::Rgba, &rgba)
+}
+
+fn encode_png(
+    (width, height): (usize, usize),
+    color: png::ColorType,
+    pixels: &[u8],
+) -> Result<Vec<u8>> {
+    let cannot = |e: String| Error::output(format!("the image cannot be encoded: {e}"));
     let side = |side: usize| u32::try_from(side).map_err(|e| cannot(e.to_string()));
     let mut out = Vec::new();
-    let mut encoder = png::Encoder::new(&mut out, side(mask.width)?, side(mask.height)?);
-    encoder.set_color(png::ColorType::Grayscale);
+    let mut encoder = png::Encoder::new(&mut out, side(width)?, side(height)?);
+    encoder.set_color(color);
     encoder.set_depth(png::BitDepth::Eight);
     encoder.set_compression(png::Compression::Fast);
     let mut writer = encoder.write_header().map_err(|e| cannot(e.to_string()))?;
-    writer.write_image_data(&mask.values).map_err(|e| cannot(e.to_string()))?;
+    writer.write_image_data(pixels).map_err(|e| cannot(e.to_string()))?;
     writer.finish().map_err(|e| cannot(e.to_string()))?;
     Ok(out)
 }

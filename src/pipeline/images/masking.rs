@@ -6,8 +6,7 @@
 
 use image::{GrayImage, ImageBuffer, Luma, imageops};
 
-use super::load::{fit, fit_bytes};
-use super::resize::scaled;
+use super::resize::{fit, fit_bytes, scaled};
 use crate::error::{Error, Result};
 use crate::pipeline::request::{Image, Margins, Mask, Request};
 

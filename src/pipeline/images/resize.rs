@@ -213,6 +213,23 @@ pub fn scaled(image: &Image, width: usize, height: usize) -> Cow<'_, Image> {
     Cow::Owned(resizer.finish())
 }
 
+/// Upper bound of the memory that [`fit`] needs for its result and its work, in bytes.
+pub fn fit_bytes(size: (usize, usize), width: usize, height: usize) -> u64 {
+    Resizer::bytes(size, width, height)
+}
+
+/// Returns `picture` at `width` x `height`: cuts the largest part around its centre with that
+/// aspect ratio, then resizes it with a Lanczos filter. An image that has this size already is not
+/// changed.
+pub fn fit(picture: &Image, width: usize, height: usize) -> Image {
+    if (picture.width, picture.height) == (width, height) {
+        return picture.clone();
+    }
+    let mut resizer = Resizer::new((picture.width, picture.height), width, height);
+    picture.rgb.chunks_exact(3 * picture.width).for_each(|row| resizer.push(row));
+    resizer.finish()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

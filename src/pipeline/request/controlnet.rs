@@ -31,6 +31,10 @@ pub struct ControlNetChoice {
     /// Its image is a photo whose edges are found first (Canny).
     #[serde(default, skip_serializing_if = "is_false")]
     pub edges: bool,
+    /// The thresholds with which they are found, the lower one first, as OpenCV has them; those of
+    /// FLUX.1 Canny (50 and 200) without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub thresholds: Option<[u16; 2]>,
     /// The name was given by a client: it is looked up, and is never a path.
     #[serde(skip)]
     pub named: bool,
@@ -54,6 +58,7 @@ impl ControlNetChoice {
             end: 1.0,
             mode: None,
             edges: false,
+            thresholds: None,
             named: false,
         }
     }
@@ -71,6 +76,11 @@ impl ControlNetChoice {
     /// The same for a photo whose edges are found first.
     pub fn edges(self) -> Self {
         ControlNetChoice { edges: true, ..self }
+    }
+
+    /// The same with other thresholds for these edges.
+    pub fn thresholds(self, low: u16, high: u16) -> Self {
+        ControlNetChoice { thresholds: Some([low, high]), ..self }
     }
 
     /// Whether it acts in step `step` of `steps`, counted from 0: if the whole step is in its part
@@ -109,6 +119,22 @@ impl ControlNetChoice {
                 format!("0 to {MAX_CONTROL_STRENGTH}"),
             );
         }
+        if let Some([low, high]) = self.thresholds {
+            if !self.edges {
+                return refused(
+                    "thresholds are for edges that are found in a photo",
+                    format!("{low}-{high}"),
+                    "no thresholds, or a photo whose edges are found".into(),
+                );
+            }
+            if low > high || high > MAX_THRESHOLD {
+                return refused(
+                    "the thresholds of edges are out of range",
+                    format!("{low}-{high}"),
+                    format!("two numbers from 0 to {MAX_THRESHOLD}, the smaller one first"),
+                );
+            }
+        }
         let ordered = self.start >= 0.0 && self.start < self.end && self.end <= 1.0;
         if !ordered {
             return refused(
@@ -121,6 +147,8 @@ impl ControlNetChoice {
     }
 }
 
+/// The largest threshold of edges: no gradient of 8-bit values is larger.
+pub const MAX_THRESHOLD: u16 = 2040;
 /// The largest strength of a ControlNet.
 pub const MAX_CONTROL_STRENGTH: f32 = 10.0;
 
@@ -226,7 +254,12 @@ mod tests {
         let choices = vec![
             ControlNetChoice::new("a:b.safetensors", 0.7).steps(0.1, 0.8).mode(ControlMode(4)),
             ControlNetChoice::new("x", 1.0).mode(ControlMode(9)).edges(),
+            ControlNetChoice::new("y", 1.0).edges().thresholds(100, 300),
         ];
+        assert!(choices.iter().all(|choice| choice.check().is_ok()));
+        let wrong = ControlNetChoice::new("y", 1.0).edges().thresholds(300, 100);
+        assert!(wrong.check().is_err() && choices[1].clone().thresholds(1, 2041).check().is_err());
+        assert!(ControlNetChoice::new("y", 1.0).thresholds(1, 2).check().is_err());
         let text = choices.to_text().unwrap();
         assert!(text.contains("\"strength\":0.7,") && text.contains("\"pose\""), "{text}");
         assert_eq!(Vec::from_text(&text), Some(choices));

@@ -13,7 +13,9 @@ mod settings;
 mod syntax;
 
 pub use aspect::AspectRatio;
-pub use controlnet::{ControlImage, ControlMode, ControlNetChoice, MAX_CONTROL_STRENGTH};
+pub use controlnet::{
+    ControlImage, ControlMode, ControlNetChoice, MAX_CONTROL_STRENGTH, MAX_THRESHOLD,
+};
 pub use limits::*;
 pub use margins::Margins;
 pub use options::Options;

@@ -182,9 +182,10 @@ macro_rules! parameters {
 
             /// The settings of this request where it sets them, else those of `defaults`.
             pub(crate) fn fill(&self, defaults: Settings) -> Settings {
-                let Request { prompt, $($name,)+ .. } = self.clone();
+                // Without the images, which may be large.
+                $(let $name = self.$name.clone();)+
                 Settings {
-                    prompt,
+                    prompt: self.prompt.clone(),
                     $($name: kind!(fill $kind $name, defaults.$name),)+
                     model: defaults.model,
                     model_hash: defaults.model_hash,

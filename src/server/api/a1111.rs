@@ -1,5 +1,7 @@
 //! AUTOMATIC1111's `/sdapi/v1`.
 
+mod info;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -12,6 +14,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use super::controlnet;
+use super::unused::{refuse_fields, refuse_numbers};
 use crate::pipeline::images::{Format, MaskMarks, decode, encode, metadata, provenance_of};
 use crate::pipeline::request::{Mask, Request, Settings};
 use crate::server::access::Owner;
@@ -19,10 +22,11 @@ use crate::server::body::Whole;
 use crate::server::draft::{Draft, parse_image};
 use crate::server::fault::Fault;
 use crate::server::fields::Fields;
-use crate::server::job::{Job, State as JobState, calendar};
+use crate::server::job::{Job, State as JobState};
 use crate::server::masks::{DraftMask, invert, round};
 use crate::server::state::{Server, blocking};
 use crate::server::wait::{answer, succeeded};
+use info::{info, timestamp};
 
 /// The name of this API in jobs.
 const DIALECT: &str = "a1111";
@@ -88,6 +92,26 @@ pub fn error(fault: &Fault) -> Value {
     })
 }
 
+/// Refuses what this server does not do; its neutral values pass, which clients always send.
+fn refuse_unused(fields: &Fields) -> Result<(), Fault> {
+    refuse_fields(
+        fields,
+        &["enable_hr", "firstpass_image", "refiner_checkpoint"],
+        "an image is drawn in one pass: draw it in the final size",
+    )?;
+    refuse_fields(
+        fields,
+        &["restore_faces", "tiling", "script_name", "styles"],
+        "this server draws from a prompt, images and a mask, and nothing else",
+    )?;
+    let whole_seed = "the whole noise comes from the seed";
+    refuse_numbers(fields, &[("subseed_strength", &[0.0])], whole_seed)?;
+    let sizes: [(&str, &[f32]); 2] =
+        [("seed_resize_from_w", &[0.0, -1.0]), ("seed_resize_from_h", &[0.0, -1.0])];
+    refuse_numbers(fields, &sizes, whole_seed)?;
+    refuse_numbers(fields, &[("s_churn", &[0.0])], "the sampler adds no noise")
+}
+
 async fn txt2img(
     State(server): State<Arc<Server>>,
     Extension(owner): Extension<Owner>,
@@ -106,8 +130,8 @@ async fn img2img(
     let mut body = body.json()?;
     let fields = Fields::of(&body)?;
     let mut draft = draft(&server, &owner, &fields)?;
-    let image = body["init_images"][0].as_str();
-    let Some(image) = image else {
+    let images = body["init_images"].as_array().map(Vec::as_slice);
+    let Some([Value::String(image)]) = images else {
         return Err(Fault::invalid("init_images", "init_images: expected a list with one image"));
     };
     draft.input = Some(parse_image("init_images", image)?);
@@ -166,6 +190,7 @@ fn is_set(fields: &Fields, name: &str) -> Result<Option<bool>, Fault> {
 
 /// The fields that `txt2img` and `img2img` share. `cfg_scale` is not true CFG: all clients send it.
 fn draft(server: &Server, owner: &Owner, fields: &Fields) -> Result<Draft, Fault> {
+    refuse_unused(fields)?;
     let mut request = Request::new(fields.text("prompt")?.unwrap_or_default());
     request.width = fields.whole("width")?;
     request.height = fields.whole("height")?;
@@ -229,71 +254,6 @@ fn images(server: &Server, job: &Job, body: &Value) -> Result<Value, Fault> {
         "parameters": body,
         "info": info(job, &settings, body, images.len()).to_string(),
     }))
-}
-
-/// The text `info`, each field of which one client or another insists on.
-fn info(job: &Job, settings: &Settings, body: &Value, count: usize) -> Value {
-    let negative = settings.negative.clone().unwrap_or_default();
-    let texts: Vec<String> = (0..count).map(|index| metadata::write(settings, index)).collect();
-    let mut notes = json!({
-        "Schedule type": "Simple",
-        "Distilled CFG Scale": settings.guidance,
-    });
-    if let Some(steps) = body["steps"].as_u64().filter(|s| count > 0 && *s != settings.steps as u64)
-    {
-        notes["Steps asked for"] = json!(steps);
-    }
-    if let Some(sampler) = body["sampler_name"].as_str().filter(|s| *s != "Euler") {
-        notes["Sampler asked for"] = json!(sampler);
-    }
-    controlnet::notes(settings).for_each(|(name, text)| notes[name] = json!(text));
-    if job.spec.as_ref().is_some_and(|spec| spec.has_mask) {
-        notes["Mask blur"] = json!(settings.mask_blur);
-        notes["Masked area padding"] = json!(settings.mask_padding);
-        // What is under the mask is what is painted over, whatever was asked for.
-        notes["Masked content"] = json!("original");
-    }
-    let seconds = job.started.unwrap_or(job.created) as i64;
-    json!({
-        "prompt": settings.prompt,
-        "all_prompts": vec![&settings.prompt; count],
-        "negative_prompt": negative,
-        "all_negative_prompts": vec![&negative; count],
-        "seed": settings.seed,
-        "all_seeds": vec![settings.seed; count],
-        "subseed": -1,
-        "all_subseeds": vec![-1; count],
-        "subseed_strength": 0,
-        "width": settings.width,
-        "height": settings.height,
-        "sampler_name": "Euler",
-        "cfg_scale": settings.cfg_scale,
-        "steps": settings.steps,
-        "batch_size": settings.count,
-        "restore_faces": false,
-        "face_restoration_model": null,
-        "sd_model_name": settings.model,
-        "sd_model_hash": settings.model_hash,
-        "sd_vae_name": null,
-        "sd_vae_hash": null,
-        "seed_resize_from_w": -1,
-        "seed_resize_from_h": -1,
-        "denoising_strength": settings.strength,
-        "extra_generation_params": notes,
-        "index_of_first_image": 0,
-        "infotexts": texts,
-        "styles": [],
-        "job_timestamp": timestamp(seconds),
-        "clip_skip": 1,
-        "is_using_inpainting_conditioning": false,
-        "version": concat!("flux-fast ", env!("CARGO_PKG_VERSION")),
-    })
-}
-
-/// `20261129152500`, in UTC, of seconds since 1970.
-fn timestamp(seconds: i64) -> String {
-    let [year, month, day, hour, minute, second] = calendar(seconds);
-    format!("{year:04}{month:02}{day:02}{hour:02}{minute:02}{second:02}")
 }
 
 /// The job of `owner` that came through this API and runs, or waits if none runs.
@@ -452,16 +412,5 @@ mod tests {
         assert_eq!(without_hash("flux1-dev [0123456789]"), "flux1-dev");
         assert_eq!(without_hash("flux1-dev"), "flux1-dev");
         assert_eq!(without_hash("a [b] c"), "a [b] c");
-    }
-
-    #[test]
-    fn times_are_those_of_the_calendar() {
-        for (seconds, text) in [
-            (0, "19700101000000"),
-            (951_782_400, "20000229000000"),
-            (1_796_052_300, "20261130152500"),
-        ] {
-            assert_eq!(timestamp(seconds), text);
-        }
     }
 }

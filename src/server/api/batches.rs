@@ -176,13 +176,10 @@ fn object(server: &Server, facts: &Facts) -> Value {
     batch
 }
 
-fn unknown() -> Fault {
-    Fault::not_found("there is no batch of this id")
-}
-
 fn find(server: &Server, owner: &Owner, id: &str) -> Result<Facts, Fault> {
     let facts = blocking(|| server.store.facts(&owner.0, Kind::Batch, id));
-    facts.filter(|facts| facts.name.starts_with("batch_")).ok_or_else(unknown)
+    let found = facts.filter(|facts| facts.name.starts_with("batch_"));
+    found.ok_or_else(|| files::unknown(server, "batch"))
 }
 
 async fn show(

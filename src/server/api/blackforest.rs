@@ -11,6 +11,7 @@ use axum::{Extension, Json, Router};
 use serde_json::{Map, Value, json};
 
 use super::shared::{base, format, images_to_edit, link, mask, sentence, set_control, set_style};
+use super::unused::refuse_fields;
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::{LoraChoice, MAX_REFERENCES, Margins, Request};
 use crate::server::access::Owner;
@@ -112,6 +113,12 @@ fn draft(server: &Server, fields: &Fields, model: &str) -> Result<Draft, Fault> 
         None if is_optional => "",
         None => return Err(Fault::invalid("prompt", "prompt: it is missing")),
     };
+    refuse_fields(fields, &["raw"], "there is one way to finish an image")?;
+    refuse_fields(
+        fields,
+        &["input_image_blob_path", "image_blob_path"],
+        "images are sent in the request",
+    )?;
     let mut request = Request::new(prompt);
     request.outpaint = margins(fields)?;
     request.steps = fields.whole("steps")?;

@@ -10,8 +10,11 @@ use axum::{Json, Router};
 use serde_json::{Value, json};
 
 use super::a1111::without_hash;
-use super::shared::refuse_fields;
-use crate::pipeline::request::{ControlMode, ControlNetChoice, MAX_CONTROLNETS, Settings};
+use super::unused::refuse_fields;
+use crate::pipeline::images::THRESHOLDS;
+use crate::pipeline::request::{
+    ControlMode, ControlNetChoice, MAX_CONTROLNETS, MAX_THRESHOLD, Settings,
+};
 use crate::server::controlnets::mode_of;
 use crate::server::draft::{Draft, parse_image, size_of};
 use crate::server::fault::Fault;
@@ -91,6 +94,7 @@ pub fn add_units(server: &Server, draft: &mut Draft, body: &mut Value) -> Result
     };
     for (name, script) in scripts {
         if !name.eq_ignore_ascii_case("controlnet") {
+            check_off(name, script)?;
             continue;
         }
         let units = match script.get_mut("args") {
@@ -108,6 +112,32 @@ pub fn add_units(server: &Server, draft: &mut Draft, body: &mut Value) -> Result
         }
     }
     Ok(())
+}
+
+/// Refuses another script than ControlNet, unless it has no arguments or is switched off.
+fn check_off(name: &str, script: &Value) -> Result<(), Fault> {
+    let is_off = |argument: &Value| match argument {
+        Value::Object(fields) => ["enabled", "ad_model"].iter().any(|name| {
+            let value = fields.get(*name);
+            value.is_some_and(|v| *v == false || v.as_str().is_some_and(|v| v == "None"))
+        }),
+        Value::Bool(flag) => !flag,
+        Value::Null => true,
+        _ => false,
+    };
+    let is_idle = match script.get("args").unwrap_or(script) {
+        // The first argument of other scripts switches them on.
+        Value::Array(arguments) => arguments.first().is_none_or(is_off),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Null => true,
+        _ => false,
+    };
+    if is_idle {
+        return Ok(());
+    }
+    let name: String = name.chars().take(100).collect();
+    let message = format!("{FIELD}: this server has no script of this name: found {name}");
+    Err(Fault::new(422, "unsupported", message).parameter(FIELD).hint("leave it out"))
 }
 
 /// The fields of a unit that asks for a ControlNet. One that is switched off or has no model does
@@ -173,6 +203,9 @@ fn add_unit(server: &Server, draft: &mut Draft, unit: &Fields) -> Result<(), Fau
     choice.start = unit.real("guidance_start")?.unwrap_or(0.0);
     choice.end = unit.real("guidance_end")?.unwrap_or(1.0);
     choice.edges = module == "canny";
+    if choice.edges {
+        choice.thresholds = thresholds(unit)?;
+    }
     choice.mode = match unit.get("union_control_type") {
         Some(Value::String(kind)) => mode_of(FIELD, kind)?,
         Some(_) => return Err(refused("union_control_type", "expected a name")),
@@ -185,6 +218,23 @@ fn add_unit(server: &Server, draft: &mut Draft, unit: &Fields) -> Result<(), Fau
     let image = image.ok_or_else(|| refused("image", "a unit needs an image"))?;
     check_fit(server, draft, unit, &image)?;
     server.add_controlnet(draft, FIELD, choice, image)
+}
+
+/// The thresholds of a unit for edges; a negative number is none. `None` if it has neither.
+fn thresholds(unit: &Fields) -> Result<Option<[u16; 2]>, Fault> {
+    let one = |name: &str| match unit.real(name)? {
+        Some(number) if number > f32::from(MAX_THRESHOLD) => {
+            Err(refused(name, &format!("expected a number from 0 to {MAX_THRESHOLD}")))
+        }
+        number => Ok(number.filter(|number| *number >= 0.0).map(|number| number.round() as u16)),
+    };
+    let (a, b) = (one("threshold_a")?, one("threshold_b")?);
+    if a.is_none() && b.is_none() {
+        return Ok(None);
+    }
+    let (a, b) = (a.unwrap_or(THRESHOLDS[0]), b.unwrap_or(THRESHOLDS[1]));
+    // In either order, as for OpenCV.
+    Ok(Some([a.min(b), a.max(b)]))
 }
 
 /// The image of a unit, which may be inside an object together with its mask.
@@ -238,14 +288,21 @@ fn check_fit(server: &Server, draft: &Draft, unit: &Fields, image: &[u8]) -> Res
 /// text.
 pub fn notes(settings: &Settings) -> impl Iterator<Item = (String, String)> {
     settings.controlnets.iter().enumerate().map(|(number, choice)| {
-        let ControlNetChoice { name, strength, start, end, edges, .. } = choice;
-        let (module, thresholds) = match edges {
-            true => ("canny", ", Threshold A: 50.0, Threshold B: 200.0"),
-            false => ("none", ""),
+        let ControlNetChoice { name, strength, start, end, edges, thresholds, .. } = choice;
+        // Edges are found in the size of the result, whatever `processor_res` asks for.
+        let (module, used) = match edges {
+            true => {
+                let [low, high] = thresholds.unwrap_or(THRESHOLDS);
+                let side = settings.width.min(settings.height);
+                let used =
+                    format!(", Processor Res: {side}, Threshold A: {low}.0, Threshold B: {high}.0");
+                ("canny", used)
+            }
+            false => ("none", String::new()),
         };
         let text = format!(
             "Module: {module}, Model: {name}, Weight: {strength}, Resize Mode: Crop and Resize\
-             {thresholds}, Guidance Start: {start}, Guidance End: {end}, Control Mode: Balanced"
+             {used}, Guidance Start: {start}, Guidance End: {end}, Control Mode: Balanced"
         );
         (format!("ControlNet {number}"), text)
     })

@@ -11,9 +11,10 @@ use axum::{Extension, Json, Router};
 use serde_json::{Value, json};
 
 use super::shared::{
-    base, data_uri, format, images_to_edit, link, mask, optional_image, refuse_fields, sentence,
-    set_control, set_style, type_of,
+    base, data_uri, format, images_to_edit, link, mask, optional_image, sentence, set_control,
+    set_style, type_of,
 };
+use super::unused::{refuse_fields, refuse_numbers, refuse_words, set_cfg};
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::{ControlNetChoice, Request};
 use crate::server::access::Owner;
@@ -30,6 +31,9 @@ use crate::server::webhook::Webhook;
 
 /// The name of this API in jobs.
 pub const DIALECT: &str = "fal";
+
+/// The scale of true CFG there, if a request sets none.
+const CFG_SCALE: f32 = 3.5;
 
 /// The named sizes.
 const SIZES: [(&str, usize, usize); 6] = [
@@ -81,19 +85,22 @@ fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
         None if is_redux(app) => "",
         None => return Err(Fault::invalid("prompt", "prompt: it is missing")),
     };
-    refuse_fields(
-        &fields,
-        &["control_loras", "easycontrols", "ip_adapters"],
-        "this server draws from a prompt, images, and a mask",
-    )?;
+    refuse_unused(&fields)?;
     let mut request = Request::new(prompt).loras(fields.loras("loras")?);
+    set_true_cfg(&fields, &mut request)?;
     request.steps = fields.whole("num_inference_steps")?;
     request.guidance = fields.real("guidance_scale")?;
     request.count = fields.whole("num_images")?;
     request.seed = fields.seed("seed")?;
     request.strength = fields.real("strength")?;
     match fields.get("image_size") {
-        None => {}
+        None => {
+            let ratio = fields.text("aspect_ratio")?.filter(|ratio| !ratio.is_empty());
+            if let Some(ratio) = ratio.filter(|ratio| *ratio != "auto") {
+                let (width, height) = server.shape("aspect_ratio", ratio, 1.0)?;
+                (request.width, request.height) = (Some(width), Some(height));
+            }
+        }
         Some(Value::Object(size)) => {
             request.width = Fields(size).whole("width")?;
             request.height = Fields(size).whole("height")?;
@@ -123,6 +130,39 @@ fn draft(server: &Server, app: &str, body: &Value) -> Result<Draft, Fault> {
     let prompt = draft.request.prompt.text();
     draft.echo = json!({"app": app, "prompt": prompt, "inline": fields.flag("sync_mode")?});
     Ok(draft)
+}
+
+/// Refuses what this server does not do; its neutral values pass, which clients may always send.
+fn refuse_unused(fields: &Fields) -> Result<(), Fault> {
+    refuse_fields(
+        fields,
+        &["control_loras", "easycontrols", "ip_adapters", "fill_image", "change_map_image_url"],
+        "this server draws from a prompt, images, and a mask",
+    )?;
+    refuse_fields(fields, &["use_cfg_zero"], "guidance starts in the first step")?;
+    let only_euler = "images are drawn with Euler's method and the model's own noise levels";
+    refuse_words(fields, &[("scheduler", &["euler"]), ("sigma_schedule", &[])], only_euler)?;
+    refuse_numbers(fields, &[("max_shift", &[1.15]), ("base_shift", &[0.5])], only_euler)?;
+    let references = "a reference image acts fully and in every step";
+    let parts: [(&str, &[f32]); 2] =
+        [("reference_strength", &[0.65, 1.0]), ("reference_end", &[1.0])];
+    refuse_numbers(fields, &parts, references)
+}
+
+/// Sets true CFG, which takes effect there with `use_real_cfg` only.
+fn set_true_cfg(fields: &Fields, request: &mut Request) -> Result<(), Fault> {
+    const SCALE: &str = "real_cfg_scale";
+    const HOW: &str = "add use_real_cfg: true with real_cfg_scale";
+    let scale = match fields.flag("use_real_cfg")? {
+        true => Some(fields.real(SCALE)?.unwrap_or(CFG_SCALE)),
+        false => {
+            let why = "it has an effect with use_real_cfg only";
+            refuse_numbers(fields, &[(SCALE, &[CFG_SCALE, 1.0])], why)
+                .map_err(|fault| fault.hint(HOW))?;
+            None
+        }
+    };
+    set_cfg(fields, request, scale, HOW)
 }
 
 /// Whether an app draws variations of an image.

@@ -53,11 +53,19 @@ pub fn write(
 /// 404.
 pub fn read(server: &Server, owner: &str, id: &str) -> Result<Bytes, Fault> {
     let found = server.store.get(owner, Kind::File, id);
-    found.map(|(_, bytes)| bytes).ok_or_else(unknown)
+    found.map(|(_, bytes)| bytes).ok_or_else(|| unknown(server, "file"))
 }
 
-fn unknown() -> Fault {
-    Fault::not_found("there is no file of this id")
+/// The fault of the id of a `what` that is not here. Each front of a cluster has its own.
+pub fn unknown(server: &Server, what: &str) -> Fault {
+    let fault = Fault::not_found(format!("there is no {what} of this id"));
+    match server.broker.workers() {
+        None => fault,
+        Some(_) => fault.hint(
+            "in a cluster, files and batches are known only to the front that received them: send \
+             the request there",
+        ),
+    }
 }
 
 fn object(facts: &Facts) -> Value {
@@ -114,7 +122,7 @@ async fn show(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, Fault> {
     let facts = blocking(|| server.store.facts(&owner.0, Kind::File, &id));
-    facts.map(|facts| Json(object(&facts))).ok_or_else(unknown)
+    facts.map(|facts| Json(object(&facts))).ok_or_else(|| unknown(&server, "file"))
 }
 
 async fn remove(
@@ -124,7 +132,7 @@ async fn remove(
 ) -> Result<Json<Value>, Fault> {
     match blocking(|| server.store.remove(&owner.0, Kind::File, &id)) {
         true => Ok(Json(json!({"id": id, "object": "file", "deleted": true}))),
-        false => Err(unknown()),
+        false => Err(unknown(&server, "file")),
     }
 }
 

@@ -11,6 +11,7 @@ use axum::{Extension, Router};
 use serde_json::{Map, Value, json};
 
 use super::shared::{image, optional_image, sentence};
+use super::unused::{refuse_numbers, refuse_words};
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::Request;
 use crate::server::access::Owner;
@@ -96,6 +97,12 @@ fn draft(server: &Server, body: &Whole, model: Option<String>) -> Result<Draft, 
         Some(prompt) => (prompt, Some(parse_image("inputs", inputs)?)),
         None => (fields.text("inputs")?.unwrap_or_default(), image("image")?),
     };
+    refuse_words(
+        &parameters,
+        &[("scheduler", &["euler", "FlowMatchEulerDiscreteScheduler"])],
+        "images are drawn with Euler's method",
+    )?;
+    refuse_numbers(&parameters, &[("num_images_per_prompt", &[1.0])], "the answer is one image")?;
     let mut request = Request::new(prompt).loras(parameters.loras("loras")?);
     request.steps = parameters.whole("num_inference_steps")?;
     request.guidance = parameters.real("guidance_scale")?;

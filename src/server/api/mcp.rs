@@ -20,6 +20,7 @@ use futures_util::stream;
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
+use super::dialect::Dialect;
 use super::shared::{images as image_list, link, mask, sentence, type_of};
 use crate::pipeline::images::{Format, MaskMarks, decode, encode};
 use crate::pipeline::request::Request;
@@ -196,8 +197,9 @@ fn tools() -> Value {
 /// The result of a tool: an error of a tool is one that the language model reads.
 fn tool_result(content: Result<Vec<Value>, Fault>) -> Value {
     let is_error = content.is_err();
-    let content =
-        content.unwrap_or_else(|fault| vec![json!({"type": "text", "text": sentence(&fault)})]);
+    let content = content.unwrap_or_else(|fault| {
+        vec![json!({"type": "text", "text": sentence(&Dialect::Mcp.named(fault))})]
+    });
     json!({"content": content, "isError": is_error, "resultType": "complete"})
 }
 
@@ -250,6 +252,14 @@ fn models(server: &Server) -> Vec<Value> {
 }
 
 fn draft(fields: &Fields) -> Result<Draft, Fault> {
+    let known = &tools()[0]["inputSchema"]["properties"];
+    if let Some(name) = fields.0.keys().find(|name| known.get(name.as_str()).is_none()) {
+        let names: Vec<&str> =
+            known.as_object().iter().flat_map(|k| k.keys()).map(|k| &**k).collect();
+        let name: String = name.chars().take(100).collect();
+        return Err(Fault::invalid(&name, format!("{name}: there is no such argument"))
+            .hint(format!("the arguments are {}", names.join(", "))));
+    }
     let Some(prompt) = fields.text("prompt")? else {
         return Err(Fault::invalid("prompt", "prompt: it is missing"));
     };
@@ -388,5 +398,9 @@ mod tests {
         let request =
             Request::new("a fox").size(64, 32).seed(7).count(2).steps(3).lora("style", 0.5);
         assert_eq!(draft.request, request);
+        // A language model reads what it has made up.
+        let arguments = json!({"prompt": "a fox", "negative_prompt": "blur"});
+        let fault = super::draft(&Fields(arguments.as_object().unwrap())).unwrap_err();
+        assert_eq!(fault.parameter.as_deref(), Some("negative_prompt"));
     }
 }

@@ -18,6 +18,7 @@ mod operation;
 mod replicate;
 mod sdcpp;
 mod shared;
+mod unused;
 
 use std::sync::Arc;
 

@@ -13,13 +13,14 @@ use axum::{Extension, Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::stream;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::mpsc;
 
 use super::files;
 use super::shared::{
-    Form, FormFile, form, format, images_to_edit, link, quality_of, set_mask_fields,
+    Form, FormFile, form, format, images_to_edit, link, quality_of, set_mask_fields, split_extra,
 };
+use super::unused::{refuse_fields, refuse_words};
 use crate::pipeline::images::{Format, MaskMarks, image_size};
 use crate::pipeline::request;
 use crate::server::access::Owner;
@@ -101,6 +102,8 @@ pub enum Sent {
 
 /// Reads the fields that generations and edits share.
 fn wish(fields: &Fields) -> Result<Wish, Fault> {
+    let opaque: [(&str, &[&str]); 1] = [("background", &["auto", "opaque"])];
+    refuse_words(fields, &opaque, "images have no transparent pixels")?;
     let Some(prompt) = fields.text("prompt")? else {
         return Err(Fault::invalid("prompt", "prompt: it is missing"));
     };
@@ -166,7 +169,25 @@ async fn generations(
     respond(server, owner, headers, wish, "image_generation").await
 }
 
+/// `fields` with those inside the prompt, if there are some: stable-diffusion.cpp's server reads
+/// them on these paths, and its clients have no other way to send steps and a seed.
+fn with_extra(fields: &Fields) -> Result<Option<Map<String, Value>>, Fault> {
+    let prompt = fields.text("prompt")?.unwrap_or_default();
+    let Some((prompt, extra)) = split_extra(prompt)? else { return Ok(None) };
+    let mut all = fields.0.clone();
+    all.extend(extra);
+    all.insert("prompt".into(), json!(prompt));
+    Ok(Some(all))
+}
+
 fn generation(server: &Server, fields: &Fields) -> Result<Wish, Fault> {
+    let all = with_extra(fields)?;
+    let fields = &Fields(all.as_ref().unwrap_or(fields.0));
+    refuse_fields(
+        fields,
+        &["image", "images", "mask"],
+        "images are edited at /v1/images/edits, or sent as image_url",
+    )?;
     let mut wish = wish(fields)?;
     // Together's image to image.
     if let Some(image) = fields.long_text("image_url")? {
@@ -246,6 +267,8 @@ fn edit(
     let Some((_, first)) = images.first().cloned() else {
         return Err(Fault::invalid("image", "image: it is missing"));
     };
+    let all = with_extra(fields)?;
+    let fields = &Fields(all.as_ref().unwrap_or(fields.0));
     let mut wish = wish(fields)?;
     wish.draft.request.strength = fields.real("strength")?;
     set_mask_fields(fields, &mut wish.draft.request)?;

@@ -14,7 +14,7 @@ use crate::pipeline::images::Format;
 use crate::pipeline::request::{
     ControlMode, MAX_CONTROL_STRENGTH, MAX_CONTROLNETS, MAX_COUNT, MAX_MASK_BLUR, MAX_PROMPT_BYTES,
     MAX_REFERENCES, MAX_SCALE, MAX_SHIFT, MAX_SIDE, MAX_STEPS, MAX_STYLE_STRENGTH, MAX_STYLES,
-    MIN_SHIFT, MIN_SIDE,
+    MAX_THRESHOLD, MIN_SHIFT, MIN_SIDE,
 };
 use crate::server::job::State as JobState;
 use crate::server::state::Server;
@@ -328,6 +328,11 @@ fn controlnets(image: Value) -> Value {
                 "edges": {
                     "type": "boolean", "default": false,
                     "description": "The image is a photo whose edges are found first",
+                },
+                "thresholds": {
+                    "type": "array", "minItems": 2, "maxItems": 2, "default": [50, 200],
+                    "items": {"type": "integer", "minimum": 0, "maximum": MAX_THRESHOLD},
+                    "description": "The thresholds of these edges, the lower one first",
                 },
             },
         },

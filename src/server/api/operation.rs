@@ -49,16 +49,20 @@ async fn health() -> Json<Value> {
 
 /// Whether a worker can draw, and jobs are accepted.
 async fn ready(State(server): State<Arc<Server>>) -> Response {
-    let ready = server.worker().ready && !server.is_draining();
-    let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({"ready": ready}))).into_response()
+    match server.why_not_ready() {
+        None => Json(json!({"ready": true})).into_response(),
+        Some(reason) => {
+            let body = Json(json!({"ready": false, "reason": reason}));
+            (StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+        }
+    }
 }
 
 /// Numbers for Prometheus.
 async fn numbers(State(server): State<Arc<Server>>) -> Response {
-    let worker = server.worker();
     let counts = server.broker.counts();
-    let mut text = server.metrics.text(counts, worker.ready, worker.held.as_deref());
+    let is_ready = server.why_not_ready().is_none();
+    let mut text = server.metrics.text(counts, is_ready, server.worker().held.as_deref());
     if let Some(workers) = server.broker.workers() {
         text += &cluster_text(&workers);
     }

@@ -18,6 +18,7 @@ use super::shared::{
     base, data_uri, format, images_to_edit, link, mask, optional_image, quality_of, sentence,
     set_control, set_style,
 };
+use super::unused::{refuse_fields, refuse_words, set_cfg};
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::{LoraChoice, Margins, Request};
 use crate::server::access::Owner;
@@ -147,7 +148,10 @@ fn draft(server: &Server, input: &Fields, model: Option<&str>) -> Result<Draft, 
         None if is_optional => "",
         None => return Err(Fault::invalid("prompt", "prompt: it is missing")),
     };
+    refuse_unused(input)?;
     let mut request = Request::new(prompt).loras(loras(input)?);
+    let cfg = input.real("true_cfg_scale")?.or(input.real("true_cfg")?);
+    set_cfg(input, &mut request, cfg, "add true_cfg_scale above 1")?;
     request.count = input.whole("num_outputs")?;
     request.steps = input.whole("num_inference_steps")?.or(input.whole("steps")?);
     request.guidance = match input.real("guidance")? {
@@ -208,6 +212,16 @@ fn draft(server: &Server, input: &Fields, model: Option<&str>) -> Result<Draft, 
         draft.quality = quality_of(quality.max(1), "output_quality")?;
     }
     Ok(draft)
+}
+
+/// Refuses what this server does not do; its neutral values pass, which clients may always send.
+fn refuse_unused(input: &Fields) -> Result<(), Fault> {
+    let nets = "ControlNets are not among the fields of this API: use /api/v2/jobs";
+    let types = ["control_type", "controlnet_1", "controlnet_2", "controlnet_3"];
+    refuse_words(input, &types.map(|name| (name, &["none"][..])), nets)?;
+    refuse_fields(input, &["raw"], "there is one way to finish an image")?;
+    let words: [(&str, &[&str]); 2] = [("scheduler", &["euler"]), ("sampler", &["euler"])];
+    refuse_words(input, &words, "images are drawn with Euler's method")
 }
 
 /// LoRAs by the names that the models there use.

@@ -12,8 +12,9 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Map, Value, json};
 
 use super::shared::{
-    format, images_to_edit, mask, optional_image, quality_of, refuse_fields, sentence,
+    format, images_to_edit, mask, optional_image, quality_of, sentence, split_extra,
 };
+use super::unused::{refuse_fields, refuse_words};
 use crate::pipeline::images::{Format, MaskMarks};
 use crate::pipeline::request::{self, ControlNetChoice, Request};
 use crate::server::access::Owner;
@@ -25,9 +26,6 @@ use crate::server::fields::Fields;
 use crate::server::job::{Job, State as JobState};
 use crate::server::state::{Server, blocking};
 use crate::server::wait::{expired, succeeded};
-
-/// Marks of further fields inside a prompt.
-const EXTRA: (&str, &str) = ("<sd_cpp_extra_args>", "</sd_cpp_extra_args>");
 
 /// The strength of a ControlNet in that program.
 const CONTROL_STRENGTH: f32 = 0.9;
@@ -60,14 +58,12 @@ async fn submit(
     Ok((StatusCode::ACCEPTED, Json(answer)).into_response())
 }
 
-/// Cuts further fields out of the prompt; they take precedence.
+/// Cuts further fields out of the prompt of `body`; they take precedence.
 fn take_extra(body: &mut Value) -> Result<(), Fault> {
-    let Some(prompt) = body["prompt"].as_str() else { return Ok(()) };
-    let Some((before, rest)) = prompt.split_once(EXTRA.0) else { return Ok(()) };
-    let wrong = || Fault::invalid("prompt", "prompt: the fields in it are not a JSON object");
-    let (inside, after) = rest.split_once(EXTRA.1).ok_or_else(wrong)?;
-    let extra: Map<String, Value> = serde_json::from_str(inside).map_err(|_| wrong())?;
-    let prompt = format!("{before}{after}");
+    let Some((prompt, extra)) = body["prompt"].as_str().map(split_extra).transpose()?.flatten()
+    else {
+        return Ok(());
+    };
     if let Some(body) = body.as_object_mut() {
         body.insert("prompt".into(), json!(prompt));
         body.extend(extra);
@@ -89,7 +85,14 @@ fn draft(server: &Server, fields: &Fields) -> Result<Draft, Fault> {
     let sample = Fields(&sample);
     let guidance = part(&sample, "guidance")?;
     let guidance = Fields(&guidance);
+    let words: [(&str, &[&str]); 2] = [
+        ("sample_method", &["euler", "default"]),
+        ("scheduler", &["simple", "default", "discrete"]),
+    ];
+    refuse_words(&sample, &words, "images are drawn with the method and schedule of capabilities")?;
+    refuse_fields(&sample, &["custom_sigmas"], "the noise levels are the model's own")?;
     let mut request = Request::new(fields.text("prompt")?.unwrap_or_default());
+    request.shift = sample.real("flow_shift")?.filter(|shift| *shift > 0.0);
     request.loras = fields.loras("lora")?;
     request.width = fields.whole("width")?;
     request.height = fields.whole("height")?;

@@ -53,21 +53,20 @@ pub fn sentence(fault: &Fault) -> String {
     }
 }
 
-/// Refuses the fields of `names` that have a value: they ask for something that cannot be drawn.
-pub fn refuse_fields(fields: &Fields, names: &[&str], why: &str) -> Result<(), Fault> {
-    let is_empty = |value: &Value| match value {
-        Value::String(text) => text.is_empty(),
-        Value::Array(list) => list.is_empty(),
-        Value::Object(map) => map.is_empty(),
-        Value::Bool(flag) => !flag,
-        _ => false,
-    };
-    let given = names.iter().find(|name| fields.get(name).is_some_and(|v| !is_empty(v)));
-    given.map_or(Ok(()), |name| {
-        Err(Fault::new(422, "unsupported", format!("{name}: {why}"))
-            .parameter(*name)
-            .hint("leave it out"))
-    })
+/// Marks of further fields inside a prompt, which clients of stable-diffusion.cpp's server send on
+/// every path.
+const EXTRA: (&str, &str) = ("<sd_cpp_extra_args>", "</sd_cpp_extra_args>");
+
+/// A prompt without the fields inside it, and these fields; `None` if it has none.
+///
+/// # Errors
+/// 422 if they are not an object.
+pub fn split_extra(prompt: &str) -> Result<Option<(String, Map<String, Value>)>, Fault> {
+    let Some((before, rest)) = prompt.split_once(EXTRA.0) else { return Ok(None) };
+    let wrong = || Fault::invalid("prompt", "prompt: the fields in it are not a JSON object");
+    let (inside, after) = rest.split_once(EXTRA.1).ok_or_else(wrong)?;
+    let extra = serde_json::from_str(inside).map_err(|_| wrong())?;
+    Ok(Some((format!("{before}{after}"), extra)))
 }
 
 /// The address of the server as the client knows it, without a slash at the end; without headers

@@ -79,8 +79,8 @@ pub enum Submitted {
     Limited {
         /// Nanoseconds until the windows have room; `None` if only the end of a job makes room.
         wait: Option<i64>,
-        /// The names of those limits.
-        violated: Vec<String>,
+        /// Those limits.
+        violated: Vec<Limit>,
         /// How all limits stand.
         standings: Vec<Standing>,
     },
@@ -124,6 +124,12 @@ pub trait Broker: Send + Sync {
     /// # Errors
     /// 503 `queue_full`, 422 `idempotency_key_reuse`, 500 if it cannot be stored.
     fn submit(&self, job: NewJob) -> Result<Submitted, Fault>;
+
+    /// The id of the job of `owner` with the idempotency key `key`, where several processes may
+    /// accept it at the same time. `None` if one process accepts all jobs: any id will do.
+    fn id_of(&self, _owner: &str, _key: &str) -> Option<String> {
+        None
+    }
 
     /// Takes the next job, which then runs: the next of the fair order, or one for the model
     /// `held`, which is in memory, for as long as that does not keep others waiting for long.
@@ -196,6 +202,11 @@ pub trait Broker: Send + Sync {
     /// The workers of other processes; `None` if jobs are drawn by a worker of this one.
     fn workers(&self) -> Option<Workers> {
         None
+    }
+
+    /// Whether jobs can be accepted now, as far as that is known without asking anybody.
+    fn is_reachable(&self) -> bool {
+        true
     }
 
     /// Asks the worker of another process what a request would cost.

@@ -103,8 +103,8 @@ pub enum Verdict {
     Wait {
         /// Nanoseconds until it could be admitted; `None` if that depends on when a job ends.
         wait: Option<i64>,
-        /// The names of the limits that it would exceed.
-        violated: Vec<String>,
+        /// The limits that it would exceed.
+        violated: Vec<Limit>,
         /// Every limit.
         standings: Vec<Standing>,
     },
@@ -126,7 +126,7 @@ pub fn decide(plan: &Plan, before: &Admitted, now: i64, charge: Charge, active: 
             return Verdict::Never(limit.clone(), amount);
         }
         if used(limit, window).saturating_add(amount) > limit.quota {
-            violated.push(limit.name.clone());
+            violated.push(limit.clone());
             let room = limit.quota - amount;
             waits.push(limit.window.map(|length| window.wait(now, length, room)));
         }
@@ -183,15 +183,12 @@ impl Plan {
 
 /// The fault of a request that can never be admitted.
 pub fn too_much(limit: &Limit, amount: u64) -> Fault {
-    let (unit, parameter) = match limit.unit {
-        Unit::Images => ("images", "n"),
-        Unit::Pixels => ("pixels", "size"),
-        Unit::Requests | Unit::Active => ("requests", "n"),
+    let (found, parameter) = match limit.unit {
+        Unit::Images => (format!("{amount} images"), "count"),
+        Unit::Pixels => (format!("{:.2} megapixels", amount as f64 / 1e6), "size"),
+        Unit::Requests | Unit::Active => (format!("{amount} requests"), "count"),
     };
-    let message = format!(
-        "{parameter}: the plan of your key allows {} {unit} in the window {}: found {amount}",
-        limit.quota, limit.name
-    );
+    let message = format!("{parameter}: the plan of your key allows {limit}: found {found}");
     Fault::invalid(parameter, message).hint("ask for less at a time")
 }
 

@@ -1,5 +1,7 @@
 //! Plans as people write them: `["10/s", "1000 images/month", "24 active"]`.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -58,6 +60,8 @@ const WINDOWS: [(&str, i64); 13] = [
     ("month", 2_592_000),
     ("30d", 2_592_000),
 ];
+/// The pixels of a megapixel.
+const MEGA: u64 = 1_000_000;
 /// The longest window in seconds: jobs are remembered for 31 days.
 const LONGEST: i64 = 2_592_000;
 
@@ -75,6 +79,21 @@ impl Limit {
     }
 }
 
+/// As people write it: `10/s`, `1/10s`, `200 images/day`, `24 active`.
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (quota, unit, suffix) = match self.unit {
+            Unit::Active => return write!(f, "{} {}", self.quota, self.name),
+            Unit::Requests => (self.quota, "", ""),
+            Unit::Images => (self.quota, " images", "-images"),
+            Unit::Pixels => (self.quota / MEGA, " megapixels", "-megapixels"),
+        };
+        let window = self.name.strip_suffix(suffix).unwrap_or(&self.name);
+        let one = window.strip_prefix('1').filter(|unit| unit.starts_with(char::is_alphabetic));
+        write!(f, "{quota}{unit}/{}", one.unwrap_or(window))
+    }
+}
+
 fn read(text: &str) -> Option<Limit> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let quota: u64 = text[..digits].parse().ok().filter(|quota| *quota > 0)?;
@@ -87,7 +106,7 @@ fn read(text: &str) -> Option<Limit> {
     let (unit, factor, suffix) = match unit.trim() {
         "" | "request" | "requests" => (Unit::Requests, 1, ""),
         "image" | "images" => (Unit::Images, 1, "-images"),
-        "megapixel" | "megapixels" | "mp" | "MP" => (Unit::Pixels, 1_000_000, "-megapixels"),
+        "megapixel" | "megapixels" | "mp" | "MP" => (Unit::Pixels, MEGA, "-megapixels"),
         _ => return None,
     };
     let window = window.trim();

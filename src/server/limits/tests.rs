@@ -31,7 +31,20 @@ fn limits_are_read_as_people_write_them() {
         ("24 active", "active", 24, Unit::Active, None),
     ] {
         let window = seconds.map(|s: i64| s * SECOND);
-        assert_eq!(Limit::parse(text).unwrap(), Limit { name: name.into(), quota, unit, window });
+        let limit = Limit { name: name.into(), quota, unit, window };
+        assert_eq!(Limit::parse(text).unwrap(), limit);
+        // What it says of itself means the same.
+        assert_eq!(Limit::parse(&limit.to_string()).unwrap(), limit, "{limit}");
+    }
+    for (text, shown) in [
+        ("1/10s", "1/10s"),
+        ("10/second", "10/s"),
+        ("40/5h", "40/5h"),
+        ("50 megapixels/hour", "50 megapixels/h"),
+        ("1000 images/month", "1000 images/month"),
+        ("24 active", "24 active"),
+    ] {
+        assert_eq!(Limit::parse(text).unwrap().to_string(), shown);
     }
     for bad in [
         "",
@@ -71,7 +84,7 @@ fn a_window_rolls_and_all_limits_count_together_or_not_at_all() {
     assert!(matches!(ask(900, 1), Verdict::Admit(_)));
     // 1 image fits, but two requests are in (999 - 1000, 999]. The refusal counts nowhere.
     let Verdict::Wait { wait, violated, .. } = ask(999, 1) else { panic!() };
-    assert_eq!((wait, violated), (Some(at(1)), vec!["1s".to_string()]));
+    assert_eq!((wait, violated[0].to_string().as_str()), (Some(at(1)), "2/s"));
     assert!(matches!(ask(1000, 1), Verdict::Admit(_)));
     // The longest wait of both: the first image leaves at 60 s.
     let Verdict::Wait { wait, violated, standings } = ask(1001, 1) else { panic!() };

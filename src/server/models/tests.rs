@@ -85,3 +85,55 @@ fn names_that_are_not_in_the_index_are_unknown_and_not_repeated() {
         assert_eq!((fault.status, fault.code.as_str()), (404, "lora_not_found"), "{name}");
     }
 }
+
+/// The models of workers that list these names.
+fn cluster(models: &[&str], loras: &[&str], controlnets: &[&str]) -> Models {
+    let listed = |names: &[&str]| names.iter().map(|name| Listed::named(name)).collect::<Vec<_>>();
+    let mut nets = listed(controlnets);
+    nets.iter_mut().for_each(|net| net.controlnet = Some(ControlNetInputs::default()));
+    let (default, models, loras) = (models[0].to_string(), listed(models), listed(loras));
+    let cluster = Models::of_cluster(&Options::default(), Vec::new());
+    cluster.learn(Catalog { default, models, loras, controlnets: nets, ..Catalog::default() });
+    cluster
+}
+
+#[test]
+fn a_cluster_has_the_rule_of_one_machine_for_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let names =
+        ["Style.safetensors", "sub/two.safetensors", "Other/two.gguf", "x/A.sft", "y/a.sft"];
+    for name in names {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, name).unwrap();
+    }
+    let here = models(None, folder.path(), &[]);
+    let there = cluster(&["flux-tiny"], &names, &names);
+    for name in [
+        "Style.safetensors",
+        "Style",
+        "style",
+        "STYLE.SAFETENSORS",
+        "sub/two",
+        "two",
+        "TWO.gguf",
+        "two.gguf",
+        "a",
+        "A",
+        "b",
+        "../Style",
+        "",
+        "x/a.sft",
+        "x/A",
+        "Sub/Two.safetensors",
+    ] {
+        let status = |result: std::result::Result<(), Fault>| result.map_err(|fault| fault.status);
+        let one_machine = status(here.check_lora(name));
+        assert_eq!(status(there.check_lora(name)), one_machine, "{name}");
+        assert_eq!(status(there.controlnet(name).map(drop)), one_machine, "{name}");
+    }
+    // The only file of a repository is known by the id of that.
+    let there = cluster(&["flux-tiny"], &["org/one/a.sft", "org/two/a.sft", "org/two/b.sft"], &[]);
+    assert_eq!(there.check_lora("org/one"), Ok(()));
+    assert_eq!(there.check_lora("org/two").unwrap_err().code, "ambiguous_name");
+}

@@ -8,6 +8,7 @@
 //! | int8_tensorwise | the same, one scale or one a row | `w * scale` |
 //! | ConvRot | int8_tensorwise with `convrot` in its record | `w * scale`, rotated back |
 //! | mxfp8 | the same, `X.weight_scale` E8M0 for 32 columns, in tiles | `w * scale` |
+//! | w4a8 | `X.weight_s_rel` (16 columns), `X.weight_s_channel`, a codebook | ConvRot, 4 bits |
 //! | nvfp4 | the same, E4M3 for 16 columns, and `X.weight_scale_2` | `code * scale * scale_2` |
 //! | FP8 in blocks | `X.weight_scale_inv`, one for 128 rows and 128 columns | `w * scale` |
 //! | bitsandbytes | `X.weight.absmax`, `X.weight.quant_state....` (JSON) | `code * absmax` |
@@ -107,11 +108,15 @@ pub struct Reading {
 }
 
 /// Endings of companion tensors.
-const COMPANIONS: [&str; 16] = [
+const COMPANIONS: [&str; 20] = [
     ".scale_weight",
     ".weight_scale_inv",
     ".weight_scale",
     ".weight_scale_2",
+    ".weight_s_rel",
+    ".weight_s_channel",
+    ".weight_codebook",
+    ".weight_correction",
     ".comfy_quant",
     ".scale_input",
     ".input_scale",
@@ -132,6 +137,8 @@ const NF4_STATE: &str = ".weight.quant_state.bitsandbytes__nf4";
 /// Endings in aredden's layers; elsewhere `X.scale` is the gain of a norm.
 const AREDDEN: [&str; 2] = [".scale", ".scale_reciprocal"];
 const FLOAT8_DATA: &str = ".float8_data";
+/// ComfyUI's name of 4-bit weights for products in 8-bit integers.
+const W4A8: &str = "asym_w4a8_int8";
 
 impl Companions {
     /// No companions yet, for a component that has these tensors.
@@ -214,13 +221,18 @@ impl Companions {
         };
         if !matches!(
             format,
-            "float8_e4m3fn" | "float8_e5m2" | "mxfp8" | "nvfp4" | "int8_tensorwise"
+            "float8_e4m3fn" | "float8_e5m2" | "mxfp8" | "nvfp4" | "int8_tensorwise" | W4A8
         ) {
             return Err(unsupported(format).at(layer));
         }
         let rotation = rotation_of(&record, format).map_err(|e| e.at(layer))?;
         // The rest of a record has no effect, and may be large.
-        let record = serde_json::json!({ "format": format });
+        let record = match format {
+            W4A8 => {
+                serde_json::json!({ "format": format, "group_size": field(&record, "group_size") })
+            }
+            _ => serde_json::json!({ "format": format }),
+        };
         let layer = self.layers.entry(layer.into()).or_default();
         (layer.record, layer.rotation) = (Some(record), rotation);
         Ok(())
@@ -264,17 +276,21 @@ impl Companions {
     }
 }
 
-/// The rotation that ComfyUI's record of a layer names, if it names one.
+/// The value of `key` in ComfyUI's record of a layer.
+fn field<'a>(record: &'a Value, key: &str) -> Option<&'a Value> {
+    [Some(record), record.get("params")].into_iter().flatten().find_map(|place| place.get(key))
+}
+
+/// The rotation that ComfyUI's record of a layer names, if it names one. Rows of `asym_w4a8_int8`
+/// are always rotated.
 fn rotation_of(record: &Value, format: &str) -> Result<Option<Rotation>> {
-    let places = [Some(record), record.get("params")].into_iter().flatten();
-    let field = |key: &str| places.clone().find_map(|place| place.get(key));
-    if field("convrot").and_then(Value::as_bool) != Some(true) {
+    if format != W4A8 && field(record, "convrot").and_then(Value::as_bool) != Some(true) {
         return Ok(None);
     }
-    if format != "int8_tensorwise" {
+    if format != "int8_tensorwise" && format != W4A8 {
         return Err(unsupported(&format!("{format} with rotated inputs (convrot)")));
     }
-    let group = field("convrot_groupsize").cloned().unwrap_or_else(|| 256.into());
+    let group = field(record, "convrot_groupsize").cloned().unwrap_or_else(|| 256.into());
     let rotation = group.as_u64().and_then(|n| Rotation::new(usize::try_from(n).ok()?));
     rotation.map(Some).ok_or_else(|| {
         Error::model("rows are rotated in groups of an unusable size")

@@ -1,5 +1,6 @@
 //! Several fronts and workers behind one queue, over a real NATS server.
 
+mod claims;
 mod kills;
 mod login;
 mod partition;
@@ -14,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::{Value, json};
 
 use super::nats::{Broker, on_nats};
-use super::{Server, command, drawn_by_command, endless, kill, program, start, wait_for};
+use super::{Server, command, drawn_by_command, endless, form, kill, program, start, wait_for};
 use proxy::Proxy;
 
 /// A worker of a cluster. It is killed when it goes out of scope.
@@ -123,6 +124,14 @@ fn a_job_of_one_front_is_drawn_elsewhere_and_seen_by_another_front() {
         one.wait(id, &["canceled"]);
     }
     status(&url, &one);
+    // Files of batches are known to one front only, which the other says.
+    let (head, body) = form(&[("purpose", None, b"batch"), ("file", Some("a.jsonl"), b"{}")]);
+    let file = one.request("POST", "/v1/files", &head, &body).json()["id"].clone();
+    let path = format!("/v1/files/{}", file.as_str().unwrap());
+    assert_eq!(one.get(&path).status, 200);
+    let elsewhere = two.get(&path);
+    assert_eq!(elsewhere.status, 404);
+    assert!(elsewhere.text().contains("the front that received them"), "{}", elsewhere.text());
 }
 
 /// What `cluster status` and `/metrics` say of a cluster with an idle worker.
@@ -199,6 +208,12 @@ fn a_front_that_is_killed_and_a_broker_that_is_killed_lose_nothing() {
     assert!(one.image(&running) == reference);
     // Without a broker, what is known is still told, and the rest is refused with a reason.
     broker.stop();
+    let unready = wait_for("the front to be unready", || {
+        let answer = two.get("/ready");
+        (answer.status == 503).then_some(answer)
+    });
+    assert_eq!(unready.json()["reason"], "the broker is out of reach");
+    assert!(two.get("/metrics").text().contains("flux_fast_ready 0\n"));
     assert_eq!(two.job(&running)["status"], "succeeded");
     let refused = two.post("/api/v2/jobs", &json!({"prompt": "a", "steps": 1}));
     assert_eq!(refused.status, 503, "{}", refused.text());

@@ -12,7 +12,7 @@ use flux_fast::weights::synth::{self, Dialect, Grid, Storage, SynthSpec};
 use serde_json::json;
 
 use super::masks::{Pictures, ok};
-use super::{Server, drawn_by_command};
+use super::{Server, comfy, drawn_by_command, form, wait_for};
 use crate::styles;
 
 /// A server whose model reads style images, and pictures for it.
@@ -210,4 +210,44 @@ pub fn style_images_are_sent_to_the_server() {
     let weighted = json!({"image": image, "weight": 2});
     let answer = server.post("/api/v2/jobs", &json!({"prompt": "x", "styles": [weighted]}));
     assert_eq!((answer.status, &answer.json()["error"]["parameter"]), (422, &json!("styles")));
+}
+
+#[test]
+fn style_images_are_refused_at_every_door_where_nothing_reads_them() {
+    let pictures = Pictures::new(90, 60);
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(&folder.path().join("data"), &[]);
+    wait_for("the model", || (server.get("/ready").status == 200).then_some(()));
+    assert_eq!(server.get("/api/v2/models").json()["models"][0]["reads_styles"], false);
+    let image = pictures.base64("photo");
+    let (head, body) = form(&[("image", Some("photo.png"), &pictures.bytes("photo"))]);
+    ok(server.request("POST", "/upload/image", &head, &body));
+    let mut graph = comfy::graph(2, 1);
+    let more = json!({
+        "20": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "21": {"class_type": "CLIPVisionLoader", "inputs": {"clip_name": "sigclip.safetensors"}},
+        "22": {"class_type": "CLIPVisionEncode", "inputs":
+            {"clip_vision": ["21", 0], "image": ["20", 0], "crop": "none"}},
+        "23": {"class_type": "StyleModelLoader", "inputs": {"style_model_name": "redux"}},
+        "24": {"class_type": "StyleModelApply", "inputs":
+            {"conditioning": graph["3"]["inputs"]["positive"], "style_model": ["23", 0],
+             "clip_vision_output": ["22", 0]}},
+    });
+    graph.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    graph["3"]["inputs"]["positive"] = json!(["24", 0]);
+    for (path, body, status) in [
+        ("/api/v2/jobs", json!({"prompt": "x", "styles": [image]}), 422),
+        ("/fal/run/fal-ai/flux-tiny/redux", json!({"prompt": "x", "image_url": image}), 422),
+        (
+            "/v1/predictions",
+            json!({"version": "flux-tiny", "input": {"prompt": "x", "redux_image": image}}),
+            422,
+        ),
+        ("/v1/flux-pro-1.1", json!({"prompt": "x", "image_prompt": image}), 422),
+        ("/prompt", json!({"prompt": graph}), 400),
+    ] {
+        let answer = server.post(path, &body);
+        assert_eq!(answer.status, status, "{path}: {}", answer.text());
+        assert!(answer.text().contains("Redux"), "{path}: {}", answer.text());
+    }
 }

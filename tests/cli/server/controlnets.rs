@@ -185,9 +185,9 @@ fn what_controlnets_cannot_do_is_refused_by_name() {
     };
     let net = |more: Value| extended(json!({"name": "plain.safetensors", "image": image}), more);
     for (net, status, parameter, word) in [
-        (net(json!({"name": "nowhere"})), 404, "controlnet", "plain.safetensors"),
-        (net(json!({"name": "/etc/passwd"})), 404, "controlnet", "no controlnet"),
-        (net(json!({"name": "../plain.safetensors"})), 404, "controlnet", "no controlnet"),
+        (net(json!({"name": "nowhere"})), 404, "controlnets", "plain.safetensors"),
+        (net(json!({"name": "/etc/passwd"})), 404, "controlnets", "no controlnet"),
+        (net(json!({"name": "../plain.safetensors"})), 404, "controlnets", "no controlnet"),
         (net(json!({"name": "union.safetensors"})), 422, "controlnets", "canny or tile"),
         (net(json!({"mode": "depth"})), 422, "controlnets", "has no modes"),
         (net(json!({"mode": "sketch"})), 422, "controlnets", "no mode of this name"),
@@ -195,8 +195,8 @@ fn what_controlnets_cannot_do_is_refused_by_name() {
         (net(json!({"image": "aGk="})), 422, "controlnets", "image"),
         (net(json!({"image": large})), 422, "controlnets", "pixels"),
         (net(json!({"weight": 1})), 422, "controlnets", "weight"),
-        (net(json!({"strength": 11})), 422, "controlnet", "0 to 10"),
-        (net(json!({"start": 0.8, "end": 0.2})), 422, "controlnet", "0.8-0.2"),
+        (net(json!({"strength": 11})), 422, "controlnets", "0 to 10"),
+        (net(json!({"start": 0.8, "end": 0.2})), 422, "controlnets", "0.8-0.2"),
         (net(json!({"name": "inpaint.safetensors"})), 422, "controlnets", "repaints a part"),
         (json!("plain.safetensors"), 422, "controlnets", "objects"),
     ] {
@@ -251,6 +251,15 @@ fn automatic1111_units_are_controlnets() {
     let drawn = nets.drawn(&[&format!("union.safetensors:{photo},mode=canny,edges")], &SIZE);
     let answer = ok(call("/sdapi/v1/txt2img", canny, json!({})));
     assert!(decoded(&answer["images"][0]) == drawn, "canny");
+    // With thresholds, in either order; the answer says in which size edges are found.
+    let canny = json!({"module": "canny", "model": "union.safetensors", "image": image,
+                       "threshold_a": 300, "threshold_b": 100, "processor_res": 512});
+    let edges = format!("union.safetensors:{photo},mode=canny,edges=100-300");
+    let answer = ok(call("/sdapi/v1/txt2img", canny, json!({})));
+    assert!(decoded(&answer["images"][0]) == nets.drawn(&[&edges], &SIZE), "thresholds");
+    assert!(decoded(&answer["images"][0]) != drawn, "thresholds have an effect");
+    let info = answer["info"].as_str().unwrap();
+    assert!(info.contains("Processor Res: 64, Threshold A: 100.0, Threshold B: 300.0"), "{info}");
     // Without an image of its own, a unit sees the one to start from. A type that a model does not
     // need is ignored.
     let plain = json!({"model": "plain.safetensors", "union_control_type": "Depth"});

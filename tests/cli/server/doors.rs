@@ -363,3 +363,77 @@ pub fn together_sends_and_reads_its_own_fields() {
     body["reference_images"] = json!(["data:image/png;base64,aGk="]);
     assert_eq!(server.post("/v1/images/generations", &body).status, 422, "not an image");
 }
+
+#[test]
+fn fields_without_effect_are_refused_by_name_at_any_value_but_the_neutral_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let server = Server::start(&folder.path().join("data"), &[]);
+    let post = |path: &str, field: &str, value: &Value| {
+        let mut fields = json!({"prompt": "a fox"});
+        fields[field] = value.clone();
+        let body = match path {
+            "/v1/predictions" => json!({"version": "flux-tiny", "input": fields}),
+            "/hf/flux-tiny" => json!({"inputs": "a fox", "parameters": fields}),
+            _ => fields,
+        };
+        server.post(path, &body)
+    };
+    let (fal, a1111) = ("/fal/queue/fal-ai/flux-tiny", "/sdapi/v1/txt2img");
+    let scripts = json!({"ADetailer": {"args": [true, false, {"ad_model": "face"}]}});
+    for (path, field, value) in [
+        (a1111, "enable_hr", json!(true)),
+        (a1111, "styles", json!(["anime"])),
+        (a1111, "subseed_strength", json!(0.3)),
+        (a1111, "alwayson_scripts", scripts),
+        (fal, "fill_image", json!({"fill_image_url": "x"})),
+        (fal, "real_cfg_scale", json!(5)),
+        (fal, "negative_prompt", json!("blur")),
+        (fal, "scheduler", json!("dpmpp_2m")),
+        (fal, "max_shift", json!(3)),
+        ("/v1/predictions", "negative_prompt", json!("blur")),
+        ("/v1/predictions", "control_type", json!("canny")),
+        ("/v1/flux-pro-1.1", "raw", json!(true)),
+        ("/hf/flux-tiny", "scheduler", json!("DDIMScheduler")),
+        ("/hf/flux-tiny", "num_images_per_prompt", json!(4)),
+        ("/v1/images/generations", "background", json!("transparent")),
+        ("/v1/images/generations", "mask", json!("aGk=")),
+    ] {
+        let answer = post(path, field, &value);
+        assert_eq!(answer.status, 422, "{path} {field}: {}", answer.text());
+        assert!(answer.text().contains(field), "{path} {field}: {}", answer.text());
+    }
+    let sample = json!({"prompt": "x", "sample_params": {"sample_method": "heun"}});
+    let answer = server.post("/sdcpp/v1/img_gen", &sample);
+    assert!(answer.status == 422 && answer.text().contains("sample_method"), "{}", answer.text());
+    // What clients send if their user has set nothing.
+    for (path, body) in [
+        (
+            a1111,
+            json!({"prompt": "a fox", "steps": 1, "enable_hr": false, "hr_scale": 2, "styles": [],
+                   "subseed": -1, "subseed_strength": 0, "seed_resize_from_h": -1, "tiling": false,
+                   "restore_faces": false, "script_name": null, "s_churn": 0, "eta": 1.0,
+                   "refiner_checkpoint": "", "alwayson_scripts": {"Other": {"args": [false]}}}),
+        ),
+        (
+            fal,
+            json!({"prompt": "a fox", "num_inference_steps": 1, "negative_prompt": "",
+                   "use_real_cfg": false, "real_cfg_scale": 3.5, "scheduler": "euler",
+                   "max_shift": 1.15, "base_shift": 0.5, "reference_strength": 0.65,
+                   "reference_end": 1, "fill_image": null, "nag_scale": 3, "acceleration": "none"}),
+        ),
+        ("/v1/images/generations", json!({"prompt": "a fox", "steps": 1, "background": "auto"})),
+    ] {
+        assert_eq!(server.post(path, &body).status, 200, "{path}: {}", server.log());
+    }
+    // With true CFG, the negative prompt has its effect.
+    let body = json!({"prompt": "a fox", "num_inference_steps": 2, "seed": 7, "use_real_cfg": true,
+                      "real_cfg_scale": 3, "negative_prompt": "blur", "sync_mode": true,
+                      "output_format": "png"});
+    let answer = server.post("/fal/run/fal-ai/flux-tiny", &body).json();
+    let image = inline(&answer["images"][0]["url"]);
+    let reference = drawn_by_command(
+        folder.path(),
+        &["a fox", "--steps", "2", "--seed", "7", "--cfg-scale", "3", "--negative", "blur"],
+    );
+    assert!(image == reference);
+}

@@ -275,7 +275,7 @@ pub fn comfyui_graphs_repaint_a_part() {
     by_mask["20"] = json!({"class_type": "ETN_LoadImageBase64", "inputs":
         {"image": pictures.base64("photo")}});
     assert!(draw(&by_mask) == reference, "inside the graph");
-    by_mask["10"] = json!({"class_type": "INPAINT_MaskedBlur", "inputs": {}});
+    by_mask["10"] = json!({"class_type": "INPAINT_ApplyFooocusInpaint", "inputs": {}});
     let refused = server.post("/prompt", &json!({"prompt": by_mask}));
     assert_eq!(refused.status, 400);
     assert!(refused.text().contains("put back by the server itself"), "{}", refused.text());

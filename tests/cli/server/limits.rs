@@ -98,7 +98,8 @@ pub fn what_no_time_makes_acceptable_is_not_a_429_and_images_come_back() {
         post(&server, "foo", "/api/v2/jobs", &body)
     };
     let many = ask(json!({"count": 5}));
-    assert_eq!((many.status, &many.json()["error"]["parameter"]), (422, &json!("n")));
+    assert_eq!((many.status, &many.json()["error"]["parameter"]), (422, &json!("count")));
+    assert!(many.text().contains("4 images/day"), "{}", many.text());
     let large = ask(json!({"width": 80}));
     assert_eq!((large.status, &large.json()["error"]["parameter"]), (422, &json!("size")));
     let spread = |n: u64| {

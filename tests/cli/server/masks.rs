@@ -186,7 +186,7 @@ fn masks_that_cannot_be_used_are_refused_before_they_are_decoded() {
         (json!({"init": photo, "mask": other}), "mask", "80x64"),
         (json!({"init": photo, "mask": gray(96, 64, 0)}), "mask", "empty"),
         (json!({"init": photo, "mask": bomb}), "mask", "6000x4000"),
-        (json!({"init": bomb, "mask": mask}), "image", "6000x4000"),
+        (json!({"init": bomb, "mask": mask}), "init", "6000x4000"),
         (json!({"init": photo, "mask": "aGk="}), "mask", ""),
         (json!({"init": photo, "mask_padding": 3}), "mask_padding", "no mask"),
         (json!({"init": photo, "mask_blur": 3}), "mask_blur", "no mask"),

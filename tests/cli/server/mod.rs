@@ -10,6 +10,7 @@ mod controlnets;
 mod doors;
 mod faults;
 mod inpaint;
+mod krita;
 mod limits;
 mod load;
 mod masks;

@@ -145,15 +145,15 @@ pub fn f28_f30_to_f36_what_cannot_be_drawn_is_refused_with_its_parameter_and_no_
         (json!({"stepz": 4}), "stepz"),
         (json!({"model": "../../etc/passwd"}), "model"),
         (json!({"model": "/etc/passwd"}), "model"),
-        (json!({"loras": ["/etc/passwd"]}), "lora"),
-        (json!({"prompt": "<lora:../x:1>"}), "lora"),
+        (json!({"loras": ["/etc/passwd"]}), "loras"),
+        (json!({"prompt": "<lora:../x:1>"}), "loras"),
     ];
     for (fields, parameter) in cases {
         let mut request = json!({"prompt": "a fox"});
         request.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
         let answer = server.post("/api/v2/jobs", &json!({"request": request}));
         let text = answer.text();
-        let status = if ["model", "lora"].contains(&parameter) { 404 } else { 422 };
+        let status = if ["model", "loras"].contains(&parameter) { 404 } else { 422 };
         assert_eq!(answer.status, status, "{fields}: {text}");
         assert_eq!(answer.json()["error"]["parameter"], parameter, "{text}");
         assert!(

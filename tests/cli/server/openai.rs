@@ -23,6 +23,10 @@ pub fn generations_are_the_files_of_the_command_line_under_any_usual_name() {
         assert_eq!((&json["size"], &json["output_format"]), (&json!("128x128"), &json!("png")));
         assert_eq!(json["data"][0]["index"], 0);
     }
+    // As clients of stable-diffusion.cpp's server send what has no field there.
+    let extra = r#"a fox<sd_cpp_extra_args>{"steps": 2, "seed": 5}</sd_cpp_extra_args>"#;
+    let answer = server.post("/v1/images/generations", &json!({"prompt": extra, "steps": 1}));
+    assert!(decoded(&answer.json()["data"][0]["b64_json"]) == reference, "fields in the prompt");
     let two = json!({"prompt": "a fox", "n": 2, "steps": 1, "response_format": "url",
                      "output_format": "jpeg"});
     let answer = server.post("/v1/images/generations", &two).json();

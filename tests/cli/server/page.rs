@@ -353,7 +353,7 @@ fn a_plan_says_what_a_request_costs_and_why_it_cannot_be_drawn() {
         (json!({"steps": 0}), 422, "steps"),
         (json!({"width": 100}), 422, "width"),
         (json!({"model": "none"}), 404, "model"),
-        (json!({"loras": ["none"]}), 404, "lora"),
+        (json!({"loras": ["none"]}), 404, "loras"),
     ] {
         let answer = of(request);
         assert_eq!(

@@ -2,7 +2,7 @@
 
     python make_format_goldens.py OUT_DIR
 
-Writes `ggml`, `encode`, `bnb`, `comfy`, `comfy_header` and `aredden` (.safetensors), `city96`, `sdcpp` and `t5` (.gguf, each with a .json) and
+Writes `ggml`, `encode`, `bnb`, `comfy`, `comfy_header`, `w4a8` and `aredden` (.safetensors), `city96`, `sdcpp` and `t5` (.gguf, each with a .json) and
 `README.md` into OUT_DIR. The values come from the packages gguf, bitsandbytes and comfy-kitchen on the CPU; where a definition is at hand, a second
 computation in numpy must agree bit for bit. Needs numpy, torch, safetensors, gguf, bitsandbytes and comfy-kitchen; no network, no download.
 """
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from bitsandbytes.utils import pack_dict_to_tensor
 from comfy_kitchen.backends.eager import quantization as kitchen
+from comfy_kitchen.backends.eager import w4a8_int8 as w4a8
 from safetensors.torch import save_file
 
 torch.set_grad_enabled(False)
@@ -362,6 +363,29 @@ def comfy_goldens(folder):
     save(folder, 'comfy_header', out, _quantization_metadata=json.dumps(dict(format_version='1.0', layers=layers)))
 
 
+def w4a8_goldens(folder):
+    """4-bit codes for products in int8: the integers of comfy-kitchen, and the values with the rotation undone exactly."""
+    book = w4a8._fit_codebook(torch.from_numpy(rng('w4a8', 'book').standard_normal(4096, dtype=np.float32)).clamp(-3, 3) / 3)
+    out = {}
+    for name, shape, rotation, size, more in [
+            ('plain', (20, 512), 256, 16, {}),
+            ('wide', (6, 192), 64, 32, dict(scale_dtype=torch.float32)),
+            ('default', (6, 256), 256, 16, {}),
+            ('fine', (2, 64), 16, 8, {}), ('six', (2, 64), 64, 16, dict(bits=6)), ('offsets', (2, 64), 64, 16, dict(symmetric=False)),
+            ('uniform', (2, 64), 64, 16, dict(codebook=False)), ('own', (2, 64), 64, 16, dict(codebook_tensor=book))]:
+        x = torch.from_numpy(rng('w4a8', name).standard_normal(shape, dtype=np.float32))
+        q, relative, channel, correction, levels = w4a8.quantize_w4a8_int8_weight(x, size, rotation, **more)
+        conf = dict(format='asym_w4a8_int8') | (dict(group_size=size, convrot_groupsize=rotation) if name != 'default' else {})
+        given = dict(weight=q, weight_s_rel=relative, weight_s_channel=channel, weight_correction=correction, weight_codebook=levels)
+        out |= {f'{name}.{k}': v for k, v in given.items() if v is not None} | {f'{name}.comfy_quant': pack_dict_to_tensor(conf)}
+        if name in ('plain', 'wide', 'default'):
+            integers = w4a8._dequant_int4_grouped_to_int8(q, relative, levels, size)
+            e = convrot(integers, channel, rotation)
+            assert (e - x).norm() / x.norm() < 0.08
+            out |= {f'{name}.integers': integers, f'{name}.expected': e}
+    save(folder, 'w4a8', out)
+
+
 # ---------------------------------------------------------------------------------------------------------------- aredden's fp8
 
 def aredden_goldens(folder):
@@ -533,6 +557,7 @@ Zeros may differ in sign.
 | `comfy` | `CASE.weight`, `.weight_scale`, ..., `.comfy_quant`, `CASE.expected` | from comfy-kitchen's eager code and again from the definition, bit for bit alike. `expected` has the layer's own shape, smaller than what is stored where that is padded (`mxfp8`, `nvfp4`, `nvfp4_padded`). `u8`: scales as bare bytes. nvfp4: `code x round(scale_2 x scale)`. `smooth`: the columns times `pre_quant_scale`, one rounding more. An mxfp8 scale byte of 0 occurs with zeros only |
 | | `int8_rotated...` | the rotation undone on the integers (exact), divided by the root of the group size (exact), times the row's scale; comfy-kitchen sums in f32 and is within 2e-6 of the largest value |
 | `comfy_header` | five of those under `model.diffusion_model.` | formats in the header's `_quantization_metadata`, no `comfy_quant` |
+| `w4a8` | `CASE.weight`, `.weight_s_rel`, `.weight_s_channel`, `.weight_codebook`, `.comfy_quant`, `.integers`, `CASE.expected` | comfy-kitchen's `asym_w4a8_int8`: the integers that its codes stand for, and these with the rotation undone as for `int8_rotated`. `fine`, `six`, `offsets`, `uniform` and `own` are forms that are refused |
 | `aredden` | `LAYER.float8_data`, `.scale`, `.scale_reciprocal`, `.weight` (one zero), ..., `LAYER.expected` | made here by that project's rule, not by its code: `data x scale_reciprocal`. Two layers have no `input_scale`; `query_norm.scale` and `final_layer` are plain |
 
 `city96.gguf` (architecture `flux`, BFL names; `img_in.weight` is stored as (2, 256), its shape in `comfy.gguf.orig_shape.img_in.weight`),
@@ -544,7 +569,7 @@ correctly rounded f64 sum of its f32 values.
 
 def main(folder):
     os.makedirs(folder, exist_ok=True)
-    for make in (ggml_goldens, encode_goldens, bnb_goldens, comfy_goldens, aredden_goldens, gguf_goldens):
+    for make in (ggml_goldens, encode_goldens, bnb_goldens, comfy_goldens, w4a8_goldens, aredden_goldens, gguf_goldens):
         make(folder)
     names = ('gguf', 'bitsandbytes', 'comfy-kitchen', 'torch', 'safetensors', 'numpy')
     versions = ', '.join([f'{n} {version(n)}' for n in names] + [f'python {platform.python_version()}'])

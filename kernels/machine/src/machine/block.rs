@@ -4,8 +4,10 @@ use crate::machine::barrier::Barrier;
 use crate::machine::bulk::Load;
 use crate::machine::clocks::ENGINE;
 use crate::machine::mbarrier::{Deferred, State};
+use crate::machine::regs::Regs;
 use crate::machine::shared::Shared;
 use crate::machine::step::Stop;
+use crate::machine::sums::Sums;
 use crate::machine::warp::{Pending, Warp};
 use crate::machine::wgmma::Group;
 use crate::machine::writers::Writers;
@@ -26,6 +28,7 @@ pub(crate) struct Place<'a> {
     pub dims: [u32; 3],
     pub block: [u32; 3],
     pub checks: bool,
+    pub sums: Sums,
     /// The writes to global memory by block, if blocks are independent of each other.
     pub writers: Option<&'a Writers>,
 }
@@ -178,7 +181,7 @@ impl<'a> Block<'a> {
                 let left = threads - index * 32;
                 let mut w = Warp {
                     index,
-                    regs: Default::default(),
+                    regs: Regs { sums: place.sums, ..Regs::default() },
                     full: if left >= 32 { !0 } else { (1 << left) - 1 },
                     live: 0,
                     uniform: true,

@@ -7,6 +7,7 @@
 
 use crate::decode::{Decoded, at, formats, unknown};
 use crate::machine::regs::{Alu, Lanes, Regs, has_avx2};
+use crate::machine::sums::{self, Sums};
 use crate::program::*;
 use crate::read::builder::Builder;
 use crate::read::text::Arg;
@@ -180,7 +181,12 @@ fn body<const K: usize, const KIND: u8, const FMA: bool>(
             }
         }
         *sum = load_accumulators(&o.c, low, half, regs);
-        product::<K, FMA>(&a, &b, sum);
+        match regs.sums {
+            Sums::Nearest => product::<K, FMA>(&a, &b, sum),
+            Sums::Of(chip) => {
+                sums::product(chip.cut(ta, K, false), (ta, tb), half, (&a, &b), sum);
+            }
+        }
     }
     for (low, sum) in sums.iter().enumerate() {
         store_accumulators(&o.d, low, half, sum, regs);

@@ -15,6 +15,7 @@ pub(crate) mod operands;
 pub(crate) mod regs;
 pub(crate) mod shared;
 pub(crate) mod step;
+pub(crate) mod sums;
 pub(crate) mod warp;
 pub(crate) mod wgmma;
 pub(crate) mod writers;

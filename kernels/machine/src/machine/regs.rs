@@ -1,5 +1,6 @@
 //! The registers of one warp, with 32 lanes each, and operations on whole registers.
 
+use crate::machine::sums::Sums;
 use half::{bf16, f16};
 use std::marker::PhantomData;
 
@@ -13,6 +14,8 @@ pub(crate) struct Regs {
     pub words: Vec<Lanes<u32>>,
     pub doubles: Vec<Lanes<u64>>,
     pub preds: Vec<u32>,
+    /// How products of matrices are added.
+    pub sums: Sums,
 }
 
 impl Regs {

@@ -8,6 +8,7 @@ use crate::machine::block::Env;
 use crate::machine::mma::{load_accumulators, product, store_accumulators};
 use crate::machine::operands::Matrix;
 use crate::machine::regs::{Regs, has_avx2};
+use crate::machine::sums::{self, Sums};
 use crate::machine::warp::Warp;
 use crate::program::*;
 use crate::read::builder::Builder;
@@ -183,7 +184,13 @@ fn rows<const K: usize, const FMA: bool>(
             let mut c =
                 if add { load_accumulators(slots, low, w.half, regs) } else { [[0.0; 8]; 8] };
             let Ok(b) = b.try_into() else { continue };
-            product::<K, FMA>(&a, b, &mut c);
+            match regs.sums {
+                Sums::Nearest => product::<K, FMA>(&a, b, &mut c),
+                Sums::Of(chip) => {
+                    let (cut, types) = (chip.cut(w.ty_a, K, true), (w.ty_a, w.ty_b));
+                    sums::product(cut, types, w.half, (&a, b), &mut c);
+                }
+            }
             store_accumulators(slots, low, w.half, &c, regs);
         }
     }

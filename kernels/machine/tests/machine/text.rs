@@ -113,5 +113,10 @@ fn ranges_of_memory_are_separate() {
     let launch = Launch { entry, grid: [1; 3], block: [1; 3], shared: 0, params: &params };
     assert_eq!(run(&launch, &memory, &Options::default()).unwrap().out_of_bounds, 2);
     memory.unmap(0x1000);
-    assert_eq!(run(&launch, &memory, &Options { checks: false }).unwrap().out_of_bounds, 3);
+    assert_eq!(
+        run(&launch, &memory, &Options { checks: false, ..Options::default() })
+            .unwrap()
+            .out_of_bounds,
+        3
+    );
 }

@@ -147,7 +147,7 @@ pub struct Expanded<'a> {
     format: Option<&'static Format>,
     /// Scales that are stored elsewhere, and the row's number among them.
     scales: Option<(&'a BlockScales, usize)>,
-    /// The rotation of the stored row, always of I8.
+    /// The rotation of the stored row.
     rotation: Option<Rotation>,
 }
 
@@ -156,9 +156,15 @@ impl Expanded<'_> {
     /// [`GROUP`](crate::dtype::GROUP).
     #[inline(always)]
     pub fn expand(&self, k: usize, out: &mut [f32]) {
-        if let Some(rotation) = self.rotation {
-            return self.rotate_back(rotation, k, out);
+        match self.rotation {
+            Some(rotation) => self.rotate_back(rotation, k, out),
+            None => self.expand_stored(k, out),
         }
+    }
+
+    /// The same without rotating back.
+    #[inline(always)]
+    fn expand_stored(&self, k: usize, out: &mut [f32]) {
         let Some(format) = self.format else {
             let stored = &self.bytes[k..k + out.len()];
             return out.iter_mut().zip(stored).for_each(|(o, q)| *o = f32::from(*q as i8));
@@ -191,9 +197,11 @@ impl Expanded<'_> {
     fn rotate_back(&self, rotation: Rotation, k: usize, out: &mut [f32]) {
         let group = rotation.group();
         let first = k / group * group;
-        let end = (k + out.len()).next_multiple_of(group).min(self.bytes.len());
-        let mut values: Vec<f32> =
-            self.bytes[first..end].iter().map(|q| f32::from(*q as i8)).collect();
+        let cols = self.format.map_or(1, |f| f.block) * self.bytes.len()
+            / self.format.map_or(1, |f| f.bytes);
+        let end = (k + out.len()).next_multiple_of(group).min(cols);
+        let mut values = vec![0.0; end - first];
+        self.expand_stored(first, &mut values);
         rotation.apply(&mut values);
         out.copy_from_slice(&values[k - first..][..out.len()]);
     }

@@ -2,9 +2,14 @@
 //! it means. A graph that means anything else is refused with the node that is in the way.
 
 mod controlnets;
+mod mask_change;
 mod masks;
+mod meaning;
+mod packages;
+mod picture;
 mod pictures;
 mod place;
+mod prompts;
 mod reader;
 mod scale;
 mod styles;
@@ -14,12 +19,15 @@ use std::collections::HashMap;
 use axum::body::Bytes;
 use serde_json::{Map, Value};
 
+use super::finish::Finishing;
 use super::nodes;
-use crate::pipeline::images::MaskMarks;
-use crate::pipeline::request::{ControlNetChoice, LoraChoice, Margins, Request};
+use crate::pipeline::request::{ControlNetChoice, Request};
 use crate::server::fault::Fault;
 use crate::server::masks::DraftMask;
-use place::Place;
+use masks::GraphMask;
+use meaning::meaning;
+use picture::Picture;
+pub use picture::cropped;
 use reader::Reader;
 
 /// The longest chain of nodes.
@@ -49,10 +57,19 @@ pub struct Meaning {
     pub text_node: String,
     pub sampler_node: String,
     pub decode_node: String,
-    /// The nodes that take the images: id and class.
-    pub outputs: Vec<(String, String)>,
+    /// The nodes that take the images.
+    pub outputs: Vec<OutputNode>,
     /// Notes about parts of the graph that are drawn in another way than it says.
     pub notes: Vec<String>,
+}
+
+/// A node that takes the images.
+#[derive(Debug)]
+pub struct OutputNode {
+    pub id: String,
+    pub class: String,
+    /// What is done to them before.
+    pub finish: Finishing,
 }
 
 /// The lookups in the server that an interpretation needs.
@@ -88,6 +105,8 @@ struct Conditioning {
     styles: Vec<(Picture, f32)>,
     controlnets: Vec<Control>,
     is_zero: bool,
+    /// One of its ControlNets reads the part that is repainted.
+    needs_mask: bool,
 }
 
 /// A ControlNet with the image that it sees.
@@ -97,35 +116,6 @@ struct Control {
     picture: Picture,
     /// The node that applies it, `CLASS#ID`.
     node: String,
-}
-
-#[derive(Debug, Clone)]
-struct Picture {
-    bytes: Bytes,
-    size: (u32, u32),
-    /// Pixels that are added on its sides.
-    margins: Option<Margins>,
-    /// Its edges are meant.
-    is_edges: bool,
-}
-
-/// What is repainted.
-#[derive(Debug, Clone)]
-enum GraphMask {
-    /// A part of an image.
-    Marked { bytes: Bytes, marks: MaskMarks, changes: Vec<MaskChange> },
-    /// What was added on the sides of an image.
-    Margins(Margins),
-}
-
-/// What a node does to a mask.
-#[derive(Debug, Clone, Copy)]
-enum MaskChange {
-    Invert,
-    /// By pixels; a negative number shrinks it.
-    Grow(i64),
-    /// White is what is above a part of white.
-    Threshold(f32),
 }
 
 #[derive(Debug, Clone)]
@@ -140,6 +130,8 @@ enum Latent {
 struct Sigmas {
     total: usize,
     steps: usize,
+    /// The steps that the graph says, which are more where a model needs few.
+    asked: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -160,6 +152,46 @@ struct Drawing {
     latent: Latent,
 }
 
+/// Drawn images.
+#[derive(Debug, Clone)]
+struct Drawn {
+    drawing: Box<Drawing>,
+    /// The node that decodes them.
+    decode: String,
+    /// Their size after the steps that finish them.
+    size: (u32, u32),
+    finish: Finishing,
+    /// The last step makes them larger than they are meant to be.
+    is_enlarged: bool,
+}
+
+impl Drawn {
+    fn new(drawing: Box<Drawing>, decode: &str) -> Drawn {
+        let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
+        let size = match &drawing.latent {
+            Latent::Empty { width, height, .. } => (side(*width), side(*height)),
+            Latent::Encoded { picture, mask: None, .. } => whole_tokens(picture.size),
+            Latent::Encoded { picture, .. } => {
+                let [left, top, right, bottom] = picture.margins.unwrap_or_default().sides();
+                let (width, height) = picture.size;
+                (
+                    width.saturating_add(side(left + right)),
+                    height.saturating_add(side(top + bottom)),
+                )
+            }
+            // It is refused.
+            Latent::Drawn(_) => (1, 1),
+        };
+        Drawn { drawing, decode: decode.into(), size, finish: Vec::new(), is_enlarged: false }
+    }
+}
+
+/// The size in which an image is drawn that has this size.
+fn whole_tokens((width, height): (u32, u32)) -> (u32, u32) {
+    let side = |pixels: u32| (pixels / UNIT * UNIT).max(UNIT);
+    (side(width), side(height))
+}
+
 /// The output of a node.
 #[derive(Debug, Clone)]
 enum Output {
@@ -169,15 +201,17 @@ enum Output {
     Conditioning(Conditioning),
     Latent(Latent),
     Picture(Picture),
-    Images {
-        drawing: Box<Drawing>,
-        decode: String,
-    },
+    Images(Drawn),
     Mask(GraphMask),
     ClipVision,
     StyleModel,
     ControlNet(ControlNetChoice),
     Seen(Picture),
+    /// Images for a style model, with their strengths.
+    SeenImages(Vec<(Picture, f32)>),
+    /// It makes an image so many times larger.
+    Upscaler(u32),
+    InpaintModel,
     Noise(u64),
     Sampler,
     Sigmas(Sigmas),
@@ -195,7 +229,7 @@ pub fn interpret(graph: &Map<String, Value>, around: &dyn Surroundings) -> Resul
     let mut ids: Vec<&String> = graph.keys().collect();
     // As a user counts them.
     ids.sort_by_key(|id| (id.parse::<u64>().unwrap_or(u64::MAX), id.to_string()));
-    let mut outputs = Vec::new();
+    let mut outputs: Vec<OutputNode> = Vec::new();
     for id in ids {
         let node = &graph[id];
         let Some(class) = node["class_type"].as_str() else {
@@ -214,7 +248,8 @@ pub fn interpret(graph: &Map<String, Value>, around: &dyn Surroundings) -> Resul
             }
         }
         if known.is_output() {
-            outputs.push((id.clone(), class.to_string()));
+            let (id, class) = (id.clone(), class.to_string());
+            outputs.push(OutputNode { id, class, finish: Vec::new() });
         }
     }
     if outputs.is_empty() {
@@ -234,167 +269,35 @@ pub fn interpret(graph: &Map<String, Value>, around: &dyn Surroundings) -> Resul
         depth: 0,
         notes: Vec::new(),
         has_flux_guidance,
+        worked: 0,
     };
-    let mut found: Option<(Box<Drawing>, String)> = None;
-    for (id, class) in &outputs {
-        let node = reader.node(id)?;
-        let (drawing, decode) = match reader.link(&node, "images")? {
-            Output::Images { drawing, decode } => (drawing, decode),
+    let mut found: Option<Drawn> = None;
+    for output in &mut outputs {
+        let node = reader.node(&output.id)?;
+        let mut drawn = match reader.link(&node, "images")? {
+            Output::Images(drawn) => drawn,
             Output::Picture(_) => {
                 return Err(node.unsupported("its image is not drawn by a sampler"));
             }
             _ => return Err(node.wrong_type("images", "IMAGE")),
         };
-        if found.as_ref().is_some_and(|(first, _)| first.node != drawing.node) {
-            return Err(at_node(
-                "unsupported",
-                class,
-                id,
-                format!(
-                    "{class} (node {id}): a graph may have one sampler; send one graph for each"
-                ),
-            ));
+        if found.as_ref().is_some_and(|first| first.drawing.node != drawn.drawing.node) {
+            return Err(node.unsupported("a graph may have one sampler; send one graph for each"));
         }
-        found.get_or_insert((drawing, decode));
+        output.finish = std::mem::take(&mut drawn.finish);
+        found.get_or_insert(drawn);
     }
-    let Some((drawing, decode)) = found else {
+    let Some(drawn) = found else {
         return Err(Fault::new(
             400,
             "prompt_no_outputs",
             "the graph has no node that saves or shows an image",
         ));
     };
-    let notes = std::mem::take(&mut reader.notes);
-    meaning(&reader, *drawing, decode, outputs, notes)
+    meaning(&mut reader, drawn, outputs)
 }
 
-/// The request for a drawing.
-fn meaning(
-    reader: &Reader,
-    drawing: Drawing,
-    decode_node: String,
-    outputs: Vec<(String, String)>,
-    notes: Vec<String>,
-) -> Result<Meaning, Fault> {
-    let sampler = reader.node(&drawing.node)?;
-    let Drawing { guider, seed, sigmas, latent, .. } = drawing;
-    let Guider { model, positive, negative, cfg } = guider;
-    let mut request = Request::new(positive.text.as_str()).seed(seed);
-    request.steps = Some(sigmas.total);
-    request.guidance = positive.guidance;
-    request.shift = model.shift;
-    request.loras = loras(&model.loras, &positive.loras);
-    let acts = |net: &Control| positive.controlnets.iter().any(|other| other.node == net.node);
-    let mut of_negative = negative.iter().flat_map(|negative| &negative.controlnets);
-    if let Some(net) = of_negative.find(|net| !acts(net)) {
-        return Err(sampler.unsupported(&format!(
-            "{} acts on the negative prompt only: link its positive output, too",
-            net.node
-        )));
-    }
-    if cfg != 1.0 {
-        let negative = negative.filter(|negative| !negative.is_zero);
-        let Some(negative) = negative else {
-            return Err(sampler.unsupported("a CFG other than 1 needs a negative prompt"));
-        };
-        request.cfg_scale = Some(cfg);
-        request.negative = Some(negative.text);
-    }
-    if positive.is_zero {
-        return Err(sampler.unsupported("its positive prompt is zeroed out"));
-    }
-    let mut repainted = None;
-    let (size, count, input) = match latent {
-        Latent::Empty { width, height, count } => {
-            if sigmas.steps != sigmas.total {
-                return Err(sampler.unsupported("only an image can be drawn in part"));
-            }
-            (Some((width, height)), count, None)
-        }
-        Latent::Encoded { picture, mask: Some(mask), count } => {
-            request.strength = Some(strength(sigmas));
-            let file = file_of(&picture, &sampler)?;
-            request.outpaint = picture.margins;
-            repainted = masks::read(&mask, &picture, &sampler)?;
-            // It has the size of its image.
-            (None, count, Some(file))
-        }
-        Latent::Encoded { picture, mask: None, count } => {
-            if picture.margins.is_some() {
-                return Err(sampler.unsupported("an image with margins needs its mask"));
-            }
-            let side = |pixels: u32| (pixels / UNIT * UNIT).max(UNIT) as usize;
-            request.strength = Some(strength(sigmas));
-            (Some((side(picture.size.0), side(picture.size.1))), count, Some(picture.bytes))
-        }
-        Latent::Drawn(_) => {
-            return Err(sampler.unsupported("it starts from the latent of another sampler"));
-        }
-    };
-    (request.width, request.height) = size.unzip();
-    request.count = Some(count);
-    let files = positive.references.iter().map(|picture| file_of(picture, &sampler));
-    let references = files.collect::<Result<_, _>>()?;
-    let control = positive.control.iter().map(|picture| file_of(picture, &sampler)).next();
-    let mut styles = Vec::new();
-    for (picture, strength) in &positive.styles {
-        styles.push((file_of(picture, &sampler)?, *strength));
-    }
-    let mut controlnets = Vec::new();
-    for Control { choice, picture, node } in positive.controlnets {
-        controlnets.push((choice, file_of(&picture, &sampler)?, node));
-    }
-    Ok(Meaning {
-        request,
-        model: model.name,
-        input,
-        mask: repainted,
-        control: control.transpose()?,
-        styles,
-        controlnets,
-        references,
-        text_node: positive.node,
-        sampler_node: sampler.id,
-        decode_node,
-        outputs,
-        notes,
-    })
-}
-
-/// The file of a picture in its size. A file that is damaged is a fault at `sampler`.
-fn file_of(picture: &Picture, sampler: &Place) -> Result<Bytes, Fault> {
-    scale::file_of(picture).map_err(|e| sampler.unsupported(&Fault::from(e).message))
-}
-
-/// The strength with which exactly the last `steps` of `total` steps are drawn.
-fn strength(Sigmas { total, steps }: Sigmas) -> f32 {
-    if total == 0 {
-        return 1.0;
-    }
-    let exact = steps as f32 / total as f32;
-    // Where the quotient is rounded up, one step more would be drawn.
-    let skipped = |strength: f32| {
-        let strength = strength.to_string().parse().unwrap_or(f64::from(strength));
-        (total as f64 - total as f64 * strength) as usize
-    };
-    if skipped(exact) == total - steps { exact } else { exact - 1e-5 }
-}
-
-/// The LoRAs of model and text encoders as one list.
-fn loras(model: &[(String, f32)], clip: &[(String, f32)]) -> Vec<LoraChoice> {
-    let mut rest = clip.to_vec();
-    let mut all = Vec::new();
-    for (name, strength) in model {
-        let lora = LoraChoice::new(name.as_str(), *strength);
-        let at = rest.iter().position(|(other, _)| other == name);
-        let text = at.map_or(0.0, |at| rest.remove(at).1);
-        all.push(if text == *strength { lora } else { lora.text_strength(text) });
-    }
-    all.extend(
-        rest.iter().map(|(name, text)| LoraChoice::new(name.as_str(), 0.0).text_strength(*text)),
-    );
-    all
-}
-
+#[cfg(test)]
+mod krita_tests;
 #[cfg(test)]
 mod tests;

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use axum::extract::{Path, State};
+use axum::http::HeaderMap;
 use axum::{Extension, Json};
 use serde_json::{Value, json};
 
+use super::etn;
 use super::nodes::{self, CLIPS, Lists, VAES};
 use super::prompts::Id;
 use super::store;
@@ -36,6 +38,7 @@ fn lists(server: &Server, owner: &Owner) -> Result<Lists, Fault> {
             models: names(server.models.models()),
             loras: names(server.models.loras()),
             controlnets: names(server.models.controlnets()),
+            styles: server.models.has_style_networks(),
             images: store::names(server, owner)?,
         })
     })
@@ -44,8 +47,13 @@ fn lists(server: &Server, owner: &Owner) -> Result<Lists, Fault> {
 pub async fn object_info(
     State(server): State<Arc<Server>>,
     Extension(owner): Extension<Owner>,
+    headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    Ok(Json(nodes::object_info(&lists(&server, &owner)?)))
+    let mut info = nodes::object_info(&lists(&server, &owner)?);
+    if etn::is_krita(&headers) {
+        etn::add_stand_ins(&mut info);
+    }
+    Ok(Json(info))
 }
 
 /// An empty object for a class that is not known, as in ComfyUI.
@@ -75,7 +83,7 @@ pub async fn folder(
         "controlnet" => json!(lists.controlnets),
         "vae" => json!(VAES),
         "text_encoders" | "clip" => json!(CLIPS),
-        "upscale_models" => json!([]),
+        "upscale_models" => json!(nodes::UPSCALERS.map(|(name, _)| name)),
         _ => return Err(Fault::not_found("there is no folder of this name")),
     }))
 }

@@ -1,6 +1,8 @@
 //! The subset of ComfyUI's API that its clients drive: graphs in API format, `/ws`, and history.
 //! Every path exists under `/api` too.
 
+mod etn;
+mod finish;
 mod graph;
 mod jobs;
 mod lists;
@@ -83,6 +85,12 @@ pub fn routes() -> Router<Arc<Server>> {
         .route("/extensions", get(async || Json(json!([]))))
         .route("/features", get(async || Json(features())))
         .route("/etn/image/{id}", put(uploads::put_cached).get(uploads::get_cached))
+        .route("/etn/model_info", get(etn::model_info))
+        .route("/etn/model_info/{folder}", get(etn::model_info))
+        .route("/etn/languages", get(etn::languages))
+        .route("/etn/workflow/subscribe", post(etn::subscribe))
+        .route("/etn/workflow/unsubscribe", post(etn::subscribe))
+        .route("/etn/upload/{folder}/{name}", put(etn::upload))
         .route("/ws", get(socket::connect));
     let jobs = Router::new()
         .route("/api/jobs", get(jobs::list))
@@ -135,6 +143,7 @@ async fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, F
     let (prompt_id, client) = (id_of("prompt_id")?, id_of("client_id")?);
     let meaning = blocking(|| interpret(graph, &Around { server, owner }))?;
     let mut draft = draft(server, &meaning)?;
+    let outputs = blocking(|| kept_outputs(server, owner, &meaning))?;
     let extra = fields.get("extra_data").cloned().unwrap_or(json!({}));
     let wants_preview = extra["preview_method"].as_str().is_some_and(|method| method != "none");
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -152,7 +161,7 @@ async fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, F
         "text_node": meaning.text_node,
         "sampler_node": meaning.sampler_node,
         "decode_node": meaning.decode_node,
-        "outputs": meaning.outputs,
+        "outputs": outputs,
         "notes": meaning.notes,
     });
     if let Some(id) = &prompt_id {
@@ -162,6 +171,15 @@ async fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, F
     }
     let (job, _) = server.submit(draft, owner).await?;
     Ok(json!({"prompt_id": prompt_id.unwrap_or(job.id), "number": number, "node_errors": {}}))
+}
+
+/// The nodes that take the images, as jobs have them: id, class, and what is done before.
+fn kept_outputs(server: &Server, owner: &Owner, meaning: &Meaning) -> Result<Value, Fault> {
+    let outputs = meaning.outputs.iter().map(|output| {
+        let steps = finish::kept(&output.finish, |png| store::keep(server, owner, png))?;
+        Ok(json!([output.id, output.class, steps]))
+    });
+    Ok(Value::Array(outputs.collect::<Result<_, Fault>>()?))
 }
 
 fn draft(server: &Server, meaning: &Meaning) -> Result<Draft, Fault> {

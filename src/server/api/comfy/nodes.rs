@@ -3,6 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::pipeline::request::MAX_CONTROL_STRENGTH;
+
 /// A node.
 pub struct Node {
     /// Its class.
@@ -20,6 +22,8 @@ pub struct Lists {
     pub loras: Vec<String>,
     pub controlnets: Vec<String>,
     pub images: Vec<String>,
+    /// There are networks for style images.
+    pub styles: bool,
 }
 
 macro_rules! nodes {
@@ -32,6 +36,7 @@ const NODES: &[Node] = nodes! {
     "CheckpointLoaderSimple": "ckpt_name:@models" -> "MODEL CLIP VAE";
     "UNETLoader": "unet_name:@models weight_dtype:@dtypes?" -> "MODEL";
     "UnetLoaderGGUF": "unet_name:@models" -> "MODEL";
+    "CLIPLoaderGGUF": "clip_name:@clips type:@cliptypes?" -> "CLIP";
     "CLIPLoader": "clip_name:@clips type:@cliptypes? device:@devices?" -> "CLIP";
     "DualCLIPLoader":
         "clip_name1:@clips clip_name2:@clips type:@cliptypes? device:@devices?" -> "CLIP";
@@ -63,12 +68,36 @@ const NODES: &[Node] = nodes! {
     "ImageScaleToTotalPixels":
         "image:IMAGE upscale_method:@resizers? megapixels:FLOAT resolution_steps:INT?" -> "IMAGE";
     "FluxKontextImageScale": "image:IMAGE" -> "IMAGE";
+    "HintImageEnchance":
+        "hint_image:IMAGE image_gen_width:INT image_gen_height:INT resize_mode:@resizemodes"
+        -> "IMAGE";
+    "ImageCrop": "image:IMAGE width:INT height:INT x:INT y:INT" -> "IMAGE";
+    "ImageInvert": "image:IMAGE" -> "IMAGE";
+    "EmptyImage": "width:INT height:INT batch_size:INT? color:INT" -> "IMAGE";
+    "UpscaleModelLoader": "model_name:@upscalers" -> "UPSCALE_MODEL";
+    "ImageUpscaleWithModel": "upscale_model:UPSCALE_MODEL image:IMAGE" -> "IMAGE";
     "LoadImageMask": "image:@images channel:@channels" -> "MASK";
     "ETN_LoadMaskBase64": "mask:STRING" -> "MASK";
     "ImageToMask": "image:IMAGE channel:@channels" -> "MASK";
     "InvertMask": "mask:MASK" -> "MASK";
     "GrowMask": "mask:MASK expand:INT tapered_corners:BOOLEAN?" -> "MASK";
     "ThresholdMask": "mask:MASK value:FLOAT" -> "MASK";
+    "CropMask": "mask:MASK x:INT y:INT width:INT height:INT" -> "MASK";
+    "SolidMask": "value:FLOAT width:INT height:INT" -> "MASK";
+    "MaskToImage": "mask:MASK" -> "IMAGE";
+    "INPAINT_ExpandMask": "mask:MASK grow:INT blur:INT blur_type:@kernels?" -> "MASK";
+    "INPAINT_ShrinkMask": "mask:MASK shrink:INT blur:INT blur_type:@kernels?" -> "MASK";
+    "INPAINT_StabilizeMask": "mask:MASK epsilon:FLOAT" -> "MASK";
+    "INPAINT_MaskedFill": "image:IMAGE mask:MASK fill:@fills? falloff:INT?" -> "IMAGE";
+    "INPAINT_MaskedBlur": "image:IMAGE mask:MASK blur:INT? falloff:INT?" -> "IMAGE";
+    "INPAINT_LoadInpaintModel": "model_name:@inpaintmodels" -> "INPAINT_MODEL";
+    "INPAINT_InpaintWithModel":
+        "inpaint_model:INPAINT_MODEL image:IMAGE mask:MASK seed:INT?" -> "IMAGE";
+    "INPAINT_ColorMatch":
+        "target:IMAGE reference:IMAGE exclude_mask:MASK? strength:FLOAT?" -> "IMAGE";
+    "INPAINT_VAEEncodeInpaintConditioning":
+        "positive:CONDITIONING negative:CONDITIONING vae:VAE pixels:IMAGE mask:MASK"
+        -> "CONDITIONING CONDITIONING LATENT LATENT";
     "SetLatentNoiseMask": "samples:LATENT mask:MASK" -> "LATENT";
     "VAEEncodeForInpaint":
         "pixels:IMAGE vae:VAE mask:MASK grow_mask_by:INT?" -> "LATENT";
@@ -87,6 +116,12 @@ const NODES: &[Node] = nodes! {
     "StyleModelApply":
         "conditioning:CONDITIONING style_model:STYLE_MODEL clip_vision_output:CLIP_VISION_OUTPUT \
          strength:FLOAT? strength_type:@styletypes?" -> "CONDITIONING";
+    "ETN_ReferenceImage":
+        "image:IMAGE weight:FLOAT range_start:FLOAT range_end:FLOAT \
+         reference_images:ReferenceImage?" -> "ReferenceImage";
+    "ETN_ApplyReferenceImages":
+        "conditioning:CONDITIONING clip_vision:CLIP_VISION style_model:STYLE_MODEL \
+         references:ReferenceImage" -> "CONDITIONING";
     "ControlNetLoader": "control_net_name:@controlnets" -> "CONTROL_NET";
     "SetUnionControlNetType": "control_net:CONTROL_NET type:@uniontypes" -> "CONTROL_NET";
     "ControlNetApply":
@@ -99,13 +134,23 @@ const NODES: &[Node] = nodes! {
     "ControlNetApplySD3":
         "positive:CONDITIONING negative:CONDITIONING control_net:CONTROL_NET vae:VAE? image:IMAGE \
          strength:FLOAT start_percent:FLOAT end_percent:FLOAT" -> "CONDITIONING CONDITIONING";
+    "ControlNetInpaintingAliMamaApply":
+        "positive:CONDITIONING negative:CONDITIONING control_net:CONTROL_NET vae:VAE image:IMAGE \
+         mask:MASK strength:FLOAT start_percent:FLOAT end_percent:FLOAT"
+        -> "CONDITIONING CONDITIONING";
     "Canny": "image:IMAGE low_threshold:FLOAT? high_threshold:FLOAT?" -> "IMAGE";
+    "EasyCache":
+        "model:MODEL reuse_threshold:FLOAT? start_percent:FLOAT? end_percent:FLOAT? \
+         verbose:BOOLEAN?" -> "MODEL";
     "DifferentialDiffusion": "model:MODEL strength:FLOAT?" -> "MODEL";
     "ImageCompositeMasked":
         "destination:IMAGE source:IMAGE x:INT y:INT resize_source:BOOLEAN? mask:MASK?" -> "IMAGE";
     "ETN_ApplyMaskToImage": "image:IMAGE mask:MASK" -> "IMAGE";
     "GetImageSize": "image:IMAGE" -> "INT INT INT";
     "VAEEncode": "pixels:IMAGE vae:VAE" -> "LATENT";
+    "VAEEncodeTiled":
+        "pixels:IMAGE vae:VAE tile_size:INT? overlap:INT? temporal_size:INT? \
+         temporal_overlap:INT?" -> "LATENT";
     "KSampler":
         "model:MODEL seed:INT steps:INT cfg:FLOAT sampler_name:@samplers scheduler:@schedulers \
          positive:CONDITIONING negative:CONDITIONING latent_image:LATENT denoise:FLOAT"
@@ -130,6 +175,7 @@ const NODES: &[Node] = nodes! {
     "VAEDecodeTiled":
         "samples:LATENT vae:VAE tile_size:INT? overlap:INT? temporal_size:INT? \
          temporal_overlap:INT?" -> "IMAGE";
+    "ETN_Translate": "text:STRING" -> "STRING";
     "PrimitiveInt": "value:INT" -> "INT";
     "PrimitiveFloat": "value:FLOAT" -> "FLOAT";
     "PrimitiveString": "value:STRING" -> "STRING";
@@ -155,6 +201,13 @@ pub fn why_not(class: &str) -> Option<&'static str> {
             "masked parts are repainted and put back by the server itself: use SetLatentNoiseMask \
              or InpaintModelConditioning",
         ),
+        () if class == "ETN_NSFWFilter" => {
+            Some("there is no filter here: set the plugin's NSFW filter to off")
+        }
+        () if ["Region", "AttentionMask", "SetProperties"].iter().any(|part| has(part)) => {
+            Some("the whole image has one prompt here: remove the other regions")
+        }
+        () if has("Tile") => Some("images are not drawn in tiles here"),
         () if has("ControlNet") => Some(
             "ControlNets are applied by ControlNetLoader, SetUnionControlNetType and \
              ControlNetApplyAdvanced",
@@ -213,6 +266,23 @@ impl Node {
     }
 }
 
+/// Default, smallest and largest value, and step of a number.
+fn real_range(name: &str) -> (f32, f32, f32, f32) {
+    match name {
+        "guidance" => (3.5, 0.0, 100.0, 0.1),
+        "max_shift" => (1.15, 0.0, 100.0, 0.01),
+        "base_shift" => (0.5, 0.0, 100.0, 0.01),
+        "start_percent" => (0.0, 0.0, 1.0, 0.001),
+        "end_percent" => (1.0, 0.0, 1.0, 0.001),
+        "strength" => (1.0, 0.0, MAX_CONTROL_STRENGTH, 0.01),
+        "low_threshold" => (0.4, 0.01, 0.99, 0.01),
+        "high_threshold" => (0.8, 0.01, 0.99, 0.01),
+        "denoise" => (1.0, 0.0, 1.0, 0.01),
+        "megapixels" => (1.0, 0.01, 16.0, 0.01),
+        _ => (1.0, -100.0, 100.0, 0.01),
+    }
+}
+
 /// An input of `/object_info`. Lists are lists themselves: some clients read no other form.
 fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
     let fixed: &[&str] = match kind {
@@ -228,9 +298,15 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
         "@samplers" => &["euler"],
         "@schedulers" => &["simple"],
         "@switch" => &["enable", "disable"],
-        "@resizers" => &["lanczos"],
+        "@resizers" => &["lanczos", "bicubic", "bilinear"],
+        "@resizemodes" => &["Just Resize"],
+        "@kernels" => &["gaussian", "linear", "box"],
+        "@fills" => &["neutral", "telea", "navier-stokes"],
+        "@inpaintmodels" => &INPAINT_MODELS,
+        "@upscalers" => return json!([UPSCALERS.map(|(name, _)| name)]),
         "@crops" => &["disabled", "center"],
         "@clipvisions" => &["sigclip_vision_patch14_384.safetensors"],
+        "@stylemodels" if !lists.styles => &[],
         "@stylemodels" => &["flux1-redux-dev.safetensors"],
         "@styletypes" => &["multiply"],
         "@uniontypes" => &["auto", "openpose", "depth", "canny/lineart/anime_lineart/mlsd", "tile"],
@@ -246,14 +322,8 @@ fn input_info(name: &str, kind: &str, lists: &Lists) -> Value {
             return json!(["INT", {"default": default, "min": 0, "max": u64::MAX}]);
         }
         "FLOAT" => {
-            let default = match name {
-                "guidance" => 3.5,
-                "max_shift" => 1.15,
-                "base_shift" => 0.5,
-                "start_percent" => 0.0,
-                _ => 1.0,
-            };
-            let range = json!({"default": default, "min": -100.0, "max": 100.0, "step": 0.01});
+            let (default, least, most, step) = real_range(name);
+            let range = json!({"default": default, "min": least, "max": most, "step": step});
             return json!(["FLOAT", range]);
         }
         "STRING" => return json!(["STRING", {"multiline": name == "text", "default": ""}]),
@@ -271,6 +341,17 @@ pub const CLIPS: [&str; 5] = [
     "qwen_3_8b.safetensors",
 ];
 pub const VAES: [&str; 2] = ["ae.safetensors", "flux2-vae.safetensors"];
+
+/// Models that enlarge images, and by how much. Nothing but Lanczos is here. The plugin Krita AI
+/// Diffusion insists on models of these names, and shows the whole name.
+pub const UPSCALERS: [(&str, u32); 4] = [
+    ("lanczos, without 4x_NMKD-Superscale-SP_178000_G.pth", 4),
+    ("lanczos, without OmniSR_X2_DIV2K.safetensors", 2),
+    ("lanczos, without OmniSR_X3_DIV2K.safetensors", 3),
+    ("lanczos, without OmniSR_X4_DIV2K.safetensors", 4),
+];
+/// Models that fill a part of an image before it is repainted. It is repainted without one.
+const INPAINT_MODELS: [&str; 1] = ["none, without MAT_Places512_G_fp16.safetensors"];
 
 /// `/object_info`.
 pub fn object_info(lists: &Lists) -> Value {

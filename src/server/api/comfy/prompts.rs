@@ -4,8 +4,9 @@ use axum::body::Bytes;
 use axum::extract::Path;
 use serde_json::{Map, Value, json};
 
+use super::finish::{Finished, finish, finished_name, parse_name};
 use super::graph::Surroundings;
-use super::store::{find_cached, find_uploaded};
+use super::store::{find_cached, find_kept, find_uploaded};
 use crate::server::access::Owner;
 use crate::server::api::shared::type_of;
 use crate::server::body::MAX_BODY;
@@ -52,15 +53,30 @@ impl Surroundings for Around<'_> {
 }
 
 impl Around<'_> {
-    /// The file of a drawn image; `None` if there is none, or none any more.
+    /// The file of a drawn image, as the output of its graph has finished it; `None` if there is
+    /// none, or none any more.
     ///
     /// # Errors
     /// 503.
     pub fn drawn(&self, name: &str) -> Result<Option<Bytes>, Fault> {
-        let Some((id, _)) = name.rsplit_once('-') else { return Ok(None) };
+        let (stem, output) = match parse_name(name) {
+            Some((stem, output)) => (stem, Some(output)),
+            None => (name, None),
+        };
+        let Some((id, _)) = stem.rsplit_once('-') else { return Ok(None) };
         let found = self.server.job(id, &self.owner.0).and_then(|job| {
-            let output = job.outputs.iter().find(|output| output.file == name);
-            output.map(|output| self.server.read_result(output)).transpose()
+            let is_meant = |file: &str| match output {
+                Some(output) => finished_name(file, output) == name,
+                None => file == name,
+            };
+            let Some(drawn) = job.outputs.iter().find(|drawn| is_meant(&drawn.file)) else {
+                return Ok(None);
+            };
+            let file = self.server.read_result(drawn)?;
+            match output {
+                Some(output) => self.finished(&job, &file, output).map(Some),
+                None => Ok(Some(file)),
+            }
         });
         match found {
             Ok(bytes) => Ok(bytes.map(Bytes::from)),
@@ -68,6 +84,18 @@ impl Around<'_> {
             Err(_) => Ok(None),
         }
     }
+
+    /// A drawn image of `job` as output number `output` of its graph has finished it.
+    fn finished(&self, job: &Job, file: &[u8], output: usize) -> Result<Vec<u8>, Fault> {
+        let outputs = job.spec.as_ref().map(|spec| &spec.echo["outputs"]);
+        let steps = finish_of(outputs.map_or(&Value::Null, |outputs| &outputs[output]));
+        finish(file, &steps, |name| find_kept(self.server, self.owner, name))
+    }
+}
+
+/// What is done to the images before the node `output` of a job takes them.
+fn finish_of(output: &Value) -> Finished {
+    serde_json::from_value(output[2].clone()).unwrap_or_default()
 }
 
 /// The id of a job that the client chose.
@@ -89,34 +117,42 @@ pub fn is_of_here(job: &Job) -> bool {
     job.spec.as_ref().is_some_and(|spec| spec.dialect == DIALECT)
 }
 
-/// The files of a job that succeeded, for every node that saves some.
-pub fn outputs(job: &Job) -> Map<String, Value> {
-    let Some(spec) = &job.spec else { return Map::new() };
-    let files = succeeded(job).unwrap_or_default();
-    if files.is_empty() {
-        return Map::new();
-    }
-    let nodes = spec.echo["outputs"].as_array().into_iter().flatten();
-    let of_node = |node: &Value| {
+/// The names of the images of a job that succeeded, for every node that takes them, with its class.
+pub fn files(job: &Job) -> Vec<(String, String, Vec<String>)> {
+    let drawn = succeeded(job).unwrap_or_default();
+    let Some(spec) = job.spec.as_ref().filter(|_| !drawn.is_empty()) else { return Vec::new() };
+    let nodes = spec.echo["outputs"].as_array().into_iter().flatten().enumerate();
+    let of_node = |(number, node): (usize, &Value)| {
         let (id, class) = (node[0].as_str()?, node[1].as_str()?);
-        let images: Vec<Value> = files
-            .iter()
-            .map(|output| match class {
-                "ETN_SaveImageCache" => json!({
-                    "source": "http", "id": output.file, "type": "output",
-                    "content-type": type_of(&output.file),
-                }),
-                "PreviewImage" => {
-                    json!({"filename": output.file, "subfolder": "", "type": "temp"})
-                }
-                _ => json!({"filename": output.file, "subfolder": "", "type": "output"}),
-            })
-            .collect();
-        // These send their images over the socket.
-        let is_sent = ["SaveImageWebsocket", "ETN_SendImageWebSocket"].contains(&class);
-        Some((id.to_string(), json!({"images": if is_sent { Vec::new() } else { images }})))
+        let is_finished = !finish_of(node).is_empty();
+        let name = |file: &String| match is_finished {
+            true => finished_name(file, number),
+            false => file.clone(),
+        };
+        Some((id.into(), class.into(), drawn.iter().map(|drawn| name(&drawn.file)).collect()))
     };
     nodes.filter_map(of_node).collect()
+}
+
+/// Whether a node of this class sends its images over the socket.
+pub fn is_sent(class: &str) -> bool {
+    ["SaveImageWebsocket", "ETN_SendImageWebSocket"].contains(&class)
+}
+
+/// The files of a job that succeeded, for every node that saves some.
+pub fn outputs(job: &Job) -> Map<String, Value> {
+    let of_node = |(id, class, files): (String, String, Vec<String>)| {
+        let images = files.iter().map(|file| match class.as_str() {
+            "ETN_SaveImageCache" => json!({
+                "source": "http", "id": file, "type": "output", "content-type": type_of(file),
+            }),
+            "PreviewImage" => json!({"filename": file, "subfolder": "", "type": "temp"}),
+            _ => json!({"filename": file, "subfolder": "", "type": "output"}),
+        });
+        let images: Vec<Value> = if is_sent(&class) { Vec::new() } else { images.collect() };
+        (id, json!({"images": images}))
+    };
+    files(job).into_iter().map(of_node).collect()
 }
 
 /// The path of a request with one id.

@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::jobs;
-use super::prompts::{features, is_of_here, outputs, prompt_id};
+use super::prompts::{Around, features, files, is_of_here, is_sent, outputs, prompt_id};
 use crate::server::access::Owner;
 use crate::server::events::JobEvent;
 use crate::server::fault::Fault;
@@ -328,15 +328,16 @@ impl View {
 
     /// The images, for every node that saves them.
     fn results(&self, job: &Followed, ended: &Job, out: &mut Vec<Message>) {
-        for (node, output) in outputs(ended) {
+        let around = Around { server: &self.server, owner: &self.owner };
+        let all = outputs(ended);
+        for (node, class, files) in files(ended) {
+            let output = &all[&node];
             let node = json!(node);
             out.push(executing(&job.prompt_id, &node));
             // Nodes without files send the images themselves.
-            if output["images"].as_array().is_some_and(Vec::is_empty) {
-                for file in &ended.outputs {
-                    let bytes = self.server.read_result(file).unwrap_or_default();
-                    out.push(binary(PREVIEW, PNG, &bytes));
-                }
+            for file in files.iter().filter(|_| is_sent(&class)) {
+                let bytes = blocking(|| around.drawn(file)).ok().flatten().unwrap_or_default();
+                out.push(binary(PREVIEW, PNG, &bytes));
             }
             out.push(text(
                 "executed",

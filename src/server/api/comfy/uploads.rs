@@ -9,7 +9,7 @@ use axum::{Extension, Json};
 use serde_json::{Value, json};
 
 use super::prompts::{Around, Id};
-use super::store::{cache_key, find_cached, joined, upload_key};
+use super::store::{find_cached, joined, put_image, upload_key};
 use crate::server::access::Owner;
 use crate::server::api::shared::{form, image};
 use crate::server::body::Whole;
@@ -72,7 +72,7 @@ pub async fn put_cached(
         return Err(Fault::invalid("id", "id: expected a shorter one"));
     }
     check_image(&body.bytes).map_err(|fault| fault.parameter("image"))?;
-    let upload = blocking(|| server.uploads().put(&owner.0, &cache_key(&id), &body.bytes, true))?;
+    let upload = blocking(|| put_image(&server, &owner, &id, &body.bytes))?;
     Ok(if upload == Upload::New { StatusCode::CREATED } else { StatusCode::OK })
 }
 

@@ -121,7 +121,9 @@ fn f43_limits_survive_a_restart_and_images_of_jobs_that_fail_come_back() {
         broker.submit(NewJob { plan: Some(plan.clone()), ..new(owner, None) }).unwrap()
     };
     let violated = |submitted: Submitted| match submitted {
-        Submitted::Limited { violated, .. } => violated,
+        Submitted::Limited { violated, .. } => {
+            violated.into_iter().map(|limit| limit.name).collect::<Vec<_>>()
+        }
         other => panic!("{other:?}"),
     };
     let broker = open();

@@ -22,14 +22,28 @@ const MESSAGE: usize = 256 << 10;
 /// The oldest version of the brokers.
 const VERSION: (i64, i64, i64) = (2, 12, 0);
 
+/// What a process does with the buckets at its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Buckets {
+    /// It makes those that do not exist, and checks the others.
+    Kept,
+    /// It only reads them.
+    Read,
+}
+
 impl Link {
-    /// Connects as `name`, and makes the buckets that do not exist.
+    /// Connects as `name`, and makes the buckets that do not exist, unless they are only read.
     ///
     /// # Errors
+    /// [`Kind::Missing`](crate::error::Kind::Missing) if they are only read and do not exist,
     /// [`Kind::Argument`](crate::error::Kind::Argument) for an invalid address and files that
     /// cannot be used, [`Kind::Device`](crate::error::Kind::Device) if no broker answers or it is
     /// of no use.
-    pub async fn connect(options: &ClusterOptions, name: &str) -> Result<Arc<Link>> {
+    pub async fn connect(
+        options: &ClusterOptions,
+        name: &str,
+        buckets: Buckets,
+    ) -> Result<Arc<Link>> {
         let address = Address::parse(&options.broker)?;
         let connected = watch::Sender::new(Instant::now());
         let client = login(options, address.secret, name, connected.clone())?
@@ -54,10 +68,22 @@ impl Link {
         };
         let replicas = options.replicas;
         let jobs = "jobs, one key each";
-        let state = key_values(&context, bucket("STATE"), jobs, replicas).await?;
         let common = "limits, and what all processes share";
-        let shared = key_values(&context, bucket("LIMITS"), common, replicas).await?;
-        let images = objects(&context, bucket("IMG"), replicas).await?;
+        if buckets == Buckets::Kept {
+            make_key_values(&context, bucket("STATE"), jobs, replicas).await?;
+            make_key_values(&context, bucket("LIMITS"), common, replicas).await?;
+            make_objects(&context, bucket("IMG"), replicas).await?;
+        }
+        let [state, shared, images] = ["STATE", "LIMITS", "IMG"].map(bucket);
+        let unopened = |e: &dyn std::error::Error, name: &str| match buckets {
+            Buckets::Kept => setup_error(name, e),
+            Buckets::Read => no_cluster(name, e),
+        };
+        let opened = async |name: String| {
+            context.get_key_value(&name).await.map_err(|e| unopened(&e, &name))
+        };
+        let (state, shared) = (opened(state).await?, opened(shared).await?);
+        let images = context.get_object_store(&images).await.map_err(|e| unopened(&e, &images))?;
         let prefix = address.name.map_or("ff".into(), |name| format!("ff-{name}"));
         let handle = Handle::current();
         let (outgoing, mut messages) = unbounded_channel::<(String, Vec<u8>)>();
@@ -67,7 +93,17 @@ impl Link {
                 sender.publish(subject, bytes.into()).await.ok();
             }
         });
-        Ok(Arc::new(Link { client, state, shared, images, connected, prefix, handle, outgoing }))
+        Ok(Arc::new(Link {
+            client,
+            context,
+            state,
+            shared,
+            images,
+            connected,
+            prefix,
+            handle,
+            outgoing,
+        }))
     }
 }
 
@@ -102,13 +138,26 @@ fn is_made<E: std::error::Error>(
     }
 }
 
-/// Opens a bucket of keys and values, or makes it.
-async fn key_values(
+/// The error of a bucket that is only read and cannot be.
+fn no_cluster(name: &str, error: &dyn std::error::Error) -> Error {
+    let text = error.to_string();
+    // 10059: there is no such stream.
+    let is_missing = text.contains("error code 10059");
+    if !is_missing {
+        return setup_error(name, error);
+    }
+    Error::missing("no front and no worker has used this broker yet")
+        .at(name)
+        .try_("check the address of the broker, with the /NAME that `serve` has")
+}
+
+/// Makes a bucket of keys and values if there is none, and checks it.
+async fn make_key_values(
     context: &jetstream::Context,
     bucket: String,
     what: &str,
     replicas: usize,
-) -> Result<kv::Store> {
+) -> Result<()> {
     if context.get_key_value(&bucket).await.is_err() {
         let config = kv::Config {
             bucket: bucket.clone(),
@@ -135,15 +184,11 @@ async fn key_values(
             .found("allow_msg_ttl: false")
             .expected("allow_msg_ttl: true"));
     }
-    context.get_key_value(&bucket).await.map_err(|e| setup_error(&bucket, &e))
+    Ok(())
 }
 
-/// Opens a bucket of files, or makes it.
-async fn objects(
-    context: &jetstream::Context,
-    bucket: String,
-    replicas: usize,
-) -> Result<object_store::ObjectStore> {
+/// Makes a bucket of files if there is none, and checks it.
+async fn make_objects(context: &jetstream::Context, bucket: String, replicas: usize) -> Result<()> {
     if context.get_object_store(&bucket).await.is_err() {
         let config = object_store::Config {
             bucket: bucket.clone(),
@@ -155,8 +200,7 @@ async fn objects(
         let made = context.create_object_store(config).await.map(drop);
         is_made(&bucket, replicas, made)?;
     }
-    checked(context, &format!("OBJ_{bucket}"), IMAGES_KEPT, replicas).await?;
-    context.get_object_store(&bucket).await.map_err(|e| setup_error(&bucket, &e))
+    checked(context, &format!("OBJ_{bucket}"), IMAGES_KEPT, replicas).await.map(drop)
 }
 
 /// The settings of a stream. Checks that they are those that a cluster needs, since somebody may

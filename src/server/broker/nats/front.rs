@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tokio::sync::mpsc::UnboundedReceiver;
 
+use super::claims::{Claim, Claiming, reused};
+use super::connect::Buckets;
 use super::files::{input_paths, is_result};
 use super::hub::{Hub, lock};
 use super::limits::Jobs;
-use super::link::{Change, Link, MARKERS_KEPT, claim, get, job_key, set, unreachable};
+use super::link::{Change, Link, MARKERS_KEPT, get, job_key, set, unreachable};
 use super::record::{MAX_ATTEMPTS, Record};
 use crate::error::{Error, Result};
 use crate::server::access::hash;
@@ -22,6 +24,7 @@ use crate::server::broker::{
 };
 use crate::server::clock::Clock;
 use crate::server::data::DataFolder;
+use crate::server::draft::client_id;
 use crate::server::fault::Fault;
 use crate::server::job::{Job, Outcome, State, hex, random_hex};
 use crate::server::limits::{Charge, Verdict};
@@ -32,10 +35,6 @@ use crate::server::wait::expired;
 
 /// How long jobs are remembered that are over, in seconds: every front has them in memory.
 const ROWS_KEPT: f64 = 24.0 * 3600.0;
-/// How long idempotency keys are remembered.
-const SAME_KEPT: Duration = Duration::from_secs(24 * 3600);
-/// How long another front may take to accept a job.
-const ACCEPTING: Duration = Duration::from_secs(3);
 /// How long a worker may take to answer what a request would cost.
 const PLANNING: Duration = Duration::from_secs(5);
 
@@ -63,7 +62,7 @@ impl FrontBroker {
         data: DataFolder,
         max_queued: usize,
     ) -> Result<FrontBroker> {
-        let (hub, news) = Hub::join(options).await?;
+        let (hub, news) = Hub::join(options, Buckets::Kept).await?;
         let failed = |fault: Fault| Error::device(fault.message);
         let secret = shared_secret(&hub.link).await.map_err(failed)?;
         tokio::spawn(super::tasks::hear_events(hub.clone()));
@@ -78,62 +77,41 @@ impl FrontBroker {
         &self.hub.link
     }
 
-    /// The job that was submitted with the same idempotency key; `None` if this one is the first.
-    async fn same(&self, new: &NewJob) -> std::result::Result<Option<Job>, Fault> {
-        let (Some(key), Some((_, sent))) = (same_key(new), &new.idempotency) else {
-            return Ok(None);
-        };
-        let shared = &self.link().shared;
-        let mine = (new.id.clone(), sent.clone());
-        let since = Instant::now();
-        loop {
-            if claim(shared, &key, &mine, SAME_KEPT).await? {
-                return Ok(None);
-            }
-            let known = get::<(String, String)>(shared, &key).await?;
-            // The request with the key was refused meanwhile.
-            let Some(((id, known), revision)) = known else { continue };
-            if known != *sent {
-                return Err(Fault::new(
-                    422,
-                    "idempotency_key_reuse",
-                    "this idempotency key was used for another request",
-                )
-                .hint("use a new key for every new request"));
-            }
-            if let Some((record, _)) = self.link().job(&id).await? {
-                return Ok(Some(record.job()));
-            }
-            // Another front accepts it at this moment, unless it has ended.
-            if since.elapsed() < ACCEPTING {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            } else if set(shared, &key, &mine, revision).await?.is_some() {
-                return Ok(None);
-            }
-        }
-    }
-
     /// Accepts a job, if it is not accepted already.
     async fn accept(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
-        self.link().ready().await?;
-        if let Some(job) = self.same(&new).await? {
-            return Ok(Submitted::Same(job));
-        }
-        let key = same_key(&new);
-        let submitted = self.accept_new(new).await;
-        if let (Some(key), false) = (key, matches!(submitted, Ok(Submitted::New(..)))) {
-            // What was refused may be sent again.
-            self.link().shared.delete(key).await.ok();
+        let link = self.link();
+        link.ready().await?;
+        let claim = match link.claim(&new).await? {
+            Claiming::Known(record) => return known(&new, &record),
+            Claiming::Free(claim) => claim,
+        };
+        let submitted = match &claim {
+            None => self.accept_new(&new, None).await,
+            Some(claim) => tokio::select! {
+                submitted = self.accept_new(&new, Some(claim)) => submitted,
+                never = claim.keep(link) => match never {},
+            },
+        };
+        let is_accepted = matches!(submitted, Ok(Submitted::New(..) | Submitted::Same(_)));
+        if let (Some(claim), false) = (claim, is_accepted) {
+            claim.give_up(link).await;
         }
         submitted
     }
 
-    async fn accept_new(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
+    async fn accept_new(
+        &self,
+        new: &NewJob,
+        claim: Option<&Claim>,
+    ) -> std::result::Result<Submitted, Fault> {
         // A client that chooses ids may send the same one again.
-        let known = lock(&self.hub.mirror).get(&new.id).map(|(record, _)| record.clone());
-        if let Some(record) = known.filter(|record| record.owner == new.owner) {
-            return Ok(Submitted::Same(record.job()));
+        let mirrored = lock(&self.hub.mirror).get(&new.id).map(|(record, _)| record.clone());
+        if let Some(record) = mirrored.filter(|record| record.owner == new.owner) {
+            return known(new, &record);
         }
+        let now = self.clock.nanoseconds();
+        // What does not fit counts in no limit, and leaves nothing on the broker.
+        self.link().value_of(&Record::new(new, now))?;
         let jobs = OwnerJobs { hub: &self.hub, owner: &new.owner };
         let room = || match lock(&self.hub.mirror).counts().queued >= self.max_queued {
             true => Err(Fault::new(503, "queue_full", "the queue is full")
@@ -141,8 +119,7 @@ impl FrontBroker {
                 .retry_after(5)),
             false => Ok(()),
         };
-        let now = self.clock.nanoseconds();
-        let (verdict, now) = self.link().admit(&new, now, &jobs, room).await?;
+        let (verdict, now) = self.link().admit(new, now, &jobs, room).await?;
         let standings = match verdict {
             Verdict::Admit(standings) => standings,
             Verdict::Wait { wait, violated, standings } => {
@@ -150,7 +127,7 @@ impl FrontBroker {
             }
             Verdict::Never(limit, amount) => return Ok(Submitted::Never(limit, amount)),
         };
-        let record = Record::new(&new, now);
+        let record = Record::new(new, now);
         let stored = async {
             for path in input_paths(&self.data, &new.id, &new.spec) {
                 self.link().put_file(&path).await?;
@@ -162,7 +139,10 @@ impl FrontBroker {
             Ok(Some(_)) => {}
             // The job that has this id is active; it was counted twice for a moment.
             Ok(None) => drop(self.link().give_images_back(&new.owner, now, new.charge).await),
-            Err(_) => self.link().strike(&new, now).await,
+            Err(_) => {
+                self.link().strike(new, now).await;
+                self.discard(&record, claim).await;
+            }
         }
         match stored? {
             Some(revision) => {
@@ -171,9 +151,22 @@ impl FrontBroker {
             }
             // Another front has accepted it at the same time.
             None => match self.link().job(&new.id).await? {
-                Some((known, _)) if known.owner == new.owner => Ok(Submitted::Same(known.job())),
+                Some((record, _)) if record.owner == new.owner => known(new, &record),
                 _ => Err(Fault::internal("a job of this id is there already")),
             },
+        }
+    }
+
+    /// Deletes the files of a job that could not be stored, unless it was stored after all or
+    /// another front accepts it. What is left if the broker is away, the leader finds later.
+    async fn discard(&self, record: &Record, claim: Option<&Claim>) {
+        let link = self.link();
+        let is_ours = match claim {
+            Some(claim) => claim.is_held(link).await,
+            None => true,
+        };
+        if is_ours && matches!(link.job(&record.id).await, Ok(None)) {
+            link.delete_files(record).await;
         }
     }
 
@@ -210,10 +203,15 @@ async fn shared_secret(link: &Link) -> std::result::Result<String, Fault> {
     known.map(|(secret, _)| secret).ok_or_else(|| Fault::internal("the shared secret is missing"))
 }
 
-/// Where the idempotency key of a job is stored.
-fn same_key(new: &NewJob) -> Option<String> {
-    let (key, _) = new.idempotency.as_ref()?;
-    Some(format!("same.{}", hex(&hash(&format!("{}\0{key}", new.owner)))))
+/// The answer to a submission of `record`, which was accepted before.
+///
+/// # Errors
+/// 422 if it was made of another request.
+fn known(new: &NewJob, record: &Record) -> std::result::Result<Submitted, Fault> {
+    match record.differs_from(new) {
+        true => Err(reused()),
+        false => Ok(Submitted::Same(record.job())),
+    }
 }
 
 struct OwnerJobs<'a> {
@@ -248,6 +246,10 @@ fn no_worker() -> Fault {
 impl Broker for FrontBroker {
     fn submit(&self, new: NewJob) -> std::result::Result<Submitted, Fault> {
         self.link().wait(self.accept(new))
+    }
+
+    fn id_of(&self, owner: &str, key: &str) -> Option<String> {
+        Some(client_id("idempotency key", owner, key))
     }
 
     fn next(&self, _held: Option<&str>) -> std::result::Result<Option<Job>, Fault> {
@@ -399,6 +401,10 @@ impl Broker for FrontBroker {
         let mut queued: Vec<_> = queued.into_iter().map(|(name, (n, s))| (name, n, s)).collect();
         queued.sort_by(|a, b| a.0.cmp(&b.0));
         Some(Workers { live: self.hub.sorted(), catalog, queued })
+    }
+
+    fn is_reachable(&self) -> bool {
+        self.link().connected_for().is_some()
     }
 
     fn ask(&self, query: &PlanQuery) -> std::result::Result<Value, Fault> {

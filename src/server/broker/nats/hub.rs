@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::connect::Buckets;
 use super::link::{Link, get};
 use super::mirror::{Mirror, Seen};
 use super::record::Record;
@@ -94,8 +95,15 @@ impl Hub {
 
 impl Hub {
     /// Connects to the cluster of `options`, and reads all its jobs.
-    pub async fn join(options: &ClusterOptions) -> Result<(Arc<Hub>, UnboundedReceiver<News>)> {
-        let link = Link::connect(options, "front of flux-fast").await?;
+    ///
+    /// # Errors
+    /// Those of [`Link::connect`], and [`Kind::Device`](crate::error::Kind::Device) if the jobs do
+    /// not arrive.
+    pub async fn join(
+        options: &ClusterOptions,
+        buckets: Buckets,
+    ) -> Result<(Arc<Hub>, UnboundedReceiver<News>)> {
+        let link = Link::connect(options, "front of flux-fast", buckets).await?;
         let failed = |fault: Fault| Error::device(fault.message);
         let catalog = get::<Catalog>(&link.shared, CATALOG).await.map_err(failed)?;
         let (sender, news) = unbounded_channel();

@@ -307,7 +307,10 @@ impl Leader {
 
     /// Stores what the cluster can draw, for times without workers.
     async fn store_catalog(&self) {
-        let catalog = lock(&self.hub.catalog).clone();
+        let mut catalog = lock(&self.hub.catalog).clone();
+        if let Some(catalog) = &mut catalog {
+            catalog.shorten(self.hub.link.max_value());
+        }
         let Some(catalog) = catalog.filter(|c| lock(&self.stored).as_ref() != Some(c)) else {
             return;
         };

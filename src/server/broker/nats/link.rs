@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use async_nats::connection::State;
+use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
-use async_nats::jetstream::object_store;
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, object_store};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::runtime::Handle;
@@ -23,6 +25,7 @@ pub const MARKERS_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// A connection.
 pub struct Link {
     pub client: Client,
+    pub(super) context: jetstream::Context,
     /// One key per job, and few others. Every front watches all of it.
     pub state: kv::Store,
     /// The limits of owners, and what all processes share: nobody watches it.
@@ -106,17 +109,26 @@ impl Link {
         get(&self.state, &job_key(id)).await
     }
 
-    /// Stores a new job. Returns its revision; `None` if there is one of this id.
+    /// A new job as it is stored.
     ///
     /// # Errors
-    /// 503, and 413 for a job that is too large for the broker.
-    pub async fn create(&self, record: &Record) -> Result<Option<u64>, Fault> {
+    /// 413 for a job that is too large for the broker.
+    pub fn value_of(&self, record: &Record) -> Result<Vec<u8>, Fault> {
         let bytes = serde_json::to_vec(record)
             .map_err(|e| Fault::internal(format!("the job cannot be written: {e}")))?;
         if bytes.len() > self.max_value() {
             return Err(Fault::new(413, "too_large", "the request is too large for the broker")
                 .hint("send a shorter one"));
         }
+        Ok(bytes)
+    }
+
+    /// Stores a new job. Returns its revision; `None` if there is one of this id.
+    ///
+    /// # Errors
+    /// 503, and 413 for a job that is too large for the broker.
+    pub async fn create(&self, record: &Record) -> Result<Option<u64>, Fault> {
+        let bytes = self.value_of(record)?;
         let since = Instant::now();
         loop {
             match self.state.create(job_key(&record.id), bytes.clone().into()).await {
@@ -193,6 +205,12 @@ pub async fn get<T: DeserializeOwned>(
     Ok(Some((value, entry.revision)))
 }
 
+/// Whether brokers with several copies were changing the same key when they refused a change.
+fn is_overtaken(error: &dyn std::error::Error) -> bool {
+    // The client library has no kind for it.
+    error.to_string().contains("error code 10164")
+}
+
 /// Sets `key`, if it still has `revision` (0: if there is none). Returns the new revision; `None`
 /// if somebody else has changed it.
 ///
@@ -209,33 +227,67 @@ pub async fn set<T: Serialize>(
     if revision == 0 {
         return match store.create(key, bytes.into()).await {
             Ok(revision) => Ok(Some(revision)),
-            Err(e) if e.kind() == CreateErrorKind::AlreadyExists => Ok(None),
+            Err(e) if e.kind() == CreateErrorKind::AlreadyExists || is_overtaken(&e) => Ok(None),
             Err(e) => Err(unreachable(&e)),
         };
     }
     match store.update(key, bytes.into(), revision).await {
         Ok(revision) => Ok(Some(revision)),
-        Err(e) if e.kind() == UpdateErrorKind::WrongLastRevision => Ok(None),
+        Err(e) if e.kind() == UpdateErrorKind::WrongLastRevision || is_overtaken(&e) => Ok(None),
         Err(e) => Err(unreachable(&e)),
     }
 }
 
-/// Sets `key` for a time, if it is not there. Returns whether it was not.
+/// Sets `key` for the time `life`, if it still has `revision` (0: if nothing is known of it).
+/// Returns the new revision; `None` if somebody else has changed it. The methods of buckets set a
+/// time only for keys that nobody has ever used.
+///
+/// # Errors
+/// 503: it may be set or not.
+pub async fn set_for<T: Serialize>(
+    link: &Link,
+    store: &kv::Store,
+    key: &str,
+    value: &T,
+    revision: u64,
+    life: Duration,
+) -> Result<Option<u64>, Fault> {
+    let bytes = serde_json::to_vec(value)
+        .map_err(|e| Fault::internal(format!("a value cannot be written: {e}")))?;
+    let message = PublishMessage::build()
+        .payload(bytes.into())
+        .expected_last_subject_sequence(revision)
+        .header(async_nats::header::NATS_MESSAGE_TTL, life.as_secs().to_string());
+    let subject = format!("{}{key}", store.put_prefix.as_ref().unwrap_or(&store.prefix));
+    let sent = link.context.send_publish(subject, message).await;
+    match sent.map_err(|e| unreachable(&e))?.await {
+        Ok(stored) => Ok(Some(stored.sequence)),
+        Err(e) if e.kind() == PublishErrorKind::WrongLastSequence || is_overtaken(&e) => Ok(None),
+        Err(e) => Err(unreachable(&e)),
+    }
+}
+
+/// Sets `key` for the time `life`, if it is not there. Returns its revision; `None` if it is.
 ///
 /// # Errors
 /// 503: it may be set or not.
 pub async fn claim<T: Serialize>(
+    link: &Link,
     store: &kv::Store,
     key: &str,
     value: &T,
     life: Duration,
-) -> Result<bool, Fault> {
-    let bytes = serde_json::to_vec(value)
-        .map_err(|e| Fault::internal(format!("a value cannot be written: {e}")))?;
-    match store.create_with_ttl(key, bytes.into(), life).await {
-        Ok(_) => Ok(true),
-        Err(e) if e.kind() == CreateErrorKind::AlreadyExists => Ok(false),
-        Err(e) => Err(unreachable(&e)),
+) -> Result<Option<u64>, Fault> {
+    if let Some(revision) = set_for(link, store, key, value, 0, life).await? {
+        return Ok(Some(revision));
+    }
+    let entry = store.entry(key).await.map_err(|e| unreachable(&e))?;
+    match entry {
+        // What is left of a key that was deleted.
+        Some(entry) if entry.operation != Operation::Put => {
+            set_for(link, store, key, value, entry.revision, life).await
+        }
+        _ => Ok(None),
     }
 }
 

@@ -7,6 +7,7 @@
 //! lost without harm.
 
 mod address;
+mod claims;
 mod connect;
 mod files;
 mod front;

@@ -43,6 +43,9 @@ pub struct Record {
     /// The same for jobs with the same images.
     #[serde(default)]
     pub alike: String,
+    /// A hash of what the client sent with an idempotency key.
+    #[serde(default)]
+    pub sent: Option<String>,
     /// An address must still be called once it is over.
     #[serde(default)]
     pub owes_call: bool,
@@ -74,6 +77,7 @@ impl Record {
             settings: None,
             fault: None,
             alike: new.alike.clone(),
+            sent: new.idempotency.as_ref().map(|(_, sent)| sent.clone()),
             owes_call: new.spec.webhook.is_some(),
             worker: None,
             limited: new.plan.is_some(),
@@ -95,6 +99,12 @@ impl Record {
             settings: self.settings.clone(),
             fault: self.fault.clone(),
         }
+    }
+
+    /// Whether it was made of another request than `new`, which has the same id.
+    pub fn differs_from(&self, new: &NewJob) -> bool {
+        let sent = new.idempotency.as_ref().map(|(_, sent)| sent);
+        self.sent.is_some() && sent.is_some() && self.sent.as_ref() != sent
     }
 
     /// The job in the queue.

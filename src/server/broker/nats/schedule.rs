@@ -65,6 +65,11 @@ impl View<'_> {
         {
             return false;
         }
+        let has_styles = record.spec.as_ref().is_some_and(|spec| spec.styles > 0);
+        let reads_styles = || self.worker.inputs_of(&job.model).is_none_or(|inputs| inputs.styles);
+        if has_styles && !reads_styles() {
+            return false;
+        }
         if self.held == Some(job.model.as_str()) {
             return true;
         }
@@ -260,6 +265,14 @@ mod tests {
             let got = schedule.choose(&mut queue, &live, id, Some("m"), 0);
             assert_eq!(got.is_some(), id == "d", "{id}");
         }
+        // Clients leave the endings of names out, and write them in any case.
+        let facts = WorkerFacts {
+            loras: vec![Listed::named("Style.safetensors")],
+            controlnets: vec![Listed::named("sub/Union.safetensors")],
+            ..WorkerFacts::default()
+        };
+        assert!(facts.has_lora("style") && facts.has_controlnet("union"));
+        assert!(!facts.has_lora("styles") && !facts.has_controlnet("other/Union"));
 
         // Of two that hold it, the one that has drawn with the same LoRAs, here with none.
         let with_lora = WorkerFacts { held_loras: vec!["l".into()], ..(*live[0]).clone() };

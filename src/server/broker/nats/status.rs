@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::connect::Buckets;
 use super::hub::{Hub, lock};
 use crate::error::Result;
 use crate::server::broker::WorkerFacts;
@@ -16,10 +17,10 @@ const LISTENING: Duration = Duration::from_millis(2500);
 /// The workers of a cluster with what they hold and draw, and the queue of each model, as JSON.
 ///
 /// # Errors
-/// Those of a broker that cannot be reached.
+/// Those of a broker that cannot be reached, and of one that no front and no worker has used.
 pub async fn cluster_status(options: &ClusterOptions) -> Result<Value> {
     let since = Instant::now();
-    let (hub, _news) = Hub::join(options).await?;
+    let (hub, _news) = Hub::join(options, Buckets::Read).await?;
     tokio::time::sleep(LISTENING.saturating_sub(since.elapsed())).await;
     let live = hub.sorted();
     let (counts, mut queued) = {
@@ -48,7 +49,7 @@ pub async fn cluster_status(options: &ClusterOptions) -> Result<Value> {
             "id": worker.id, "host": worker.host, "ready": worker.ready, "held": worker.held,
             "jobs": worker.jobs, "busy_for": worker.busy_for, "drawn": worker.drawn,
             "vram": worker.vram, "models": names(&worker.models), "loras": names(&worker.loras),
-            "controlnets": names(&worker.controlnets),
+            "controlnets": names(&worker.controlnets), "left_out": worker.left_out,
         })
     };
     Ok(json!({

@@ -2,6 +2,7 @@
 //! object of the bucket of images that never changes, and one value per owner, changed by
 //! compare-and-set, says which names mean which objects.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use axum::body::Bytes;
@@ -19,6 +20,8 @@ use crate::server::job::{hex, random_hex};
 use crate::server::store::{Kind, MAX_BYTES, storage_full};
 use crate::server::uploads::{Upload, Uploads};
 
+/// What the names of the files begin with.
+pub const UPLOAD: &str = "upload-";
 /// What the keys of lists begin with.
 const LISTS: &str = "uploads.";
 /// The longest list of one owner, in bytes.
@@ -146,13 +149,36 @@ impl Link {
         refused
     }
 
-    /// Deletes the images of all owners that have expired at `now`.
+    /// Deletes the images of `owner` that have these names.
     ///
     /// # Errors
     /// 503.
-    async fn sweep_uploads(&self, now: f64) -> Result<(), Fault> {
+    async fn remove_uploads(&self, owner: &str, names: &[String]) -> Result<(), Fault> {
+        for _ in 0..ATTEMPTS {
+            let known = get::<List>(&self.shared, &key(owner)).await?;
+            let Some((mut list, revision)) = known else { return Ok(()) };
+            let is_meant = |entry: &mut Entry| names.contains(&entry.name);
+            let unused: List = list.extract_if(.., is_meant).collect();
+            if unused.is_empty() {
+                return Ok(());
+            }
+            if set(&self.shared, &key(owner), &list, revision).await?.is_some() {
+                self.delete_objects(&unused).await;
+                return Ok(());
+            }
+        }
+        Err(Fault::new(503, "busy", "too many uploads of this key at the same time").retry_after(1))
+    }
+
+    /// Deletes the images of all owners that have expired at `now`. Returns the files of the
+    /// others.
+    ///
+    /// # Errors
+    /// 503.
+    async fn sweep_uploads(&self, now: f64) -> Result<HashSet<String>, Fault> {
         let keys = self.shared.keys().await.map_err(|e| unreachable(&e))?;
         let keys: Vec<String> = keys.try_collect().await.map_err(|e| unreachable(&e))?;
+        let mut used = HashSet::new();
         for key in keys.iter().filter(|key| key.starts_with(LISTS)) {
             let Some((mut list, revision)) = get::<List>(&self.shared, key).await? else {
                 continue;
@@ -162,13 +188,14 @@ impl Link {
             if !unused.is_empty() && set(&self.shared, key, &list, revision).await?.is_some() {
                 self.delete_objects(&unused).await;
             }
+            used.extend(list.into_iter().map(|entry| entry.object));
         }
-        Ok(())
+        Ok(used)
     }
 }
 
 impl FrontBroker {
-    /// Deletes the images that have expired, at most every [`SWEEP`].
+    /// Deletes the images that have expired, and those that are left over, at most every [`SWEEP`].
     pub(super) fn sweep_uploads(&self) {
         let is_due = {
             let mut swept = lock(&self.swept);
@@ -179,8 +206,12 @@ impl FrontBroker {
             is_due
         };
         if is_due {
-            let link = &self.hub.link;
-            let sweep = link.sweep_uploads(self.clock().seconds());
+            let (link, now) = (&self.hub.link, self.clock().seconds());
+            let is_job = |id: &str| lock(&self.hub.mirror).get(id).is_some();
+            let sweep = async {
+                let uploads = link.sweep_uploads(now).await?;
+                link.sweep_files(now, is_job, &uploads).await
+            };
             // The next search continues with the lists that are left.
             link.wait(async { tokio::time::timeout(SWEEPING, sweep).await.ok() });
         }
@@ -192,7 +223,7 @@ impl Uploads for FrontBroker {
         let random = random_hex(16).map_err(|e| Fault::internal(e.to_string()))?;
         let entry = Entry {
             name: name.into(),
-            object: format!("upload-{random}"),
+            object: format!("{UPLOAD}{random}"),
             size: bytes.len() as u64,
             hash: hex(&Sha256::digest(bytes)),
             at: self.clock().seconds(),
@@ -235,6 +266,14 @@ impl Uploads for FrontBroker {
             link.list(owner, self.clock().seconds()).await
         })?;
         Ok(list.into_iter().rev().map(|entry| entry.name).collect())
+    }
+
+    fn remove(&self, owner: &str, names: &[String]) -> Result<(), Fault> {
+        let link = &self.hub.link;
+        link.wait(async {
+            link.ready().await?;
+            link.remove_uploads(owner, names).await
+        })
     }
 }
 

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
 
+use super::connect::Buckets;
 use super::hub::lock;
 use super::leader::Asked;
 use super::link::{Change, Link};
@@ -65,7 +66,7 @@ impl WorkerBroker {
         stop: Arc<dyn Fn() -> bool + Send + Sync>,
     ) -> Result<WorkerBroker> {
         let id = random_hex(8)?;
-        let link = Link::connect(options, "worker of flux-fast").await?;
+        let link = Link::connect(options, "worker of flux-fast", Buckets::Kept).await?;
         let (sender, news) = unbounded_channel();
         let due = Arc::new(Mutex::new(Instant::now()));
         tokio::spawn(hear(link.clone(), id.clone(), sender, due.clone()));
@@ -365,7 +366,15 @@ impl Broker for WorkerBroker {
 
     fn describe(&self, facts: WorkerFacts) {
         let jobs = lock(&self.jobs).keys().cloned().collect();
-        let facts = WorkerFacts { id: self.id.clone(), jobs, ..facts };
+        let mut facts = WorkerFacts { id: self.id.clone(), jobs, ..facts };
+        facts.shorten(self.link.max_value());
+        if facts.left_out > 0 && facts.left_out != lock(&self.facts).left_out {
+            tracing::warn!(
+                "{} names of models, LoRAs and ControlNets do not fit into a message of the \
+                 broker, and nobody can ask for them: raise its max_payload",
+                facts.left_out
+            );
+        }
         let bytes = serde_json::to_vec(&facts).unwrap_or_default();
         *lock(&self.facts) = facts;
         self.link.publish(self.link.subject("worker"), bytes);

@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Companion, FP4_STATE, Layer, NF4_STATE, Reading, SCALES, unsupported};
+use super::{Companion, FP4_STATE, Layer, NF4_STATE, Reading, SCALES, W4A8, unsupported};
 use crate::dtype::DType;
+use crate::dtype::blocks::W4A8_LEVELS;
 use crate::error::{Error, Result};
 use crate::tensor::{BlockScale, BlockScales, Scale};
 use crate::weights::container::file::WeightFile;
@@ -62,6 +63,10 @@ impl Layer {
             Some("mxfp8") => {
                 named(entry, &["F8_E4M3"], "mxfp8")?;
                 self.blocks(entry, DType::Mxfp8, two(&shape)?, BlockScale::E8M0, 1.0)
+            }
+            Some(W4A8) => {
+                named(entry, &["I8", "U8"], "asym_w4a8_int8")?;
+                self.codes(entry, two(&shape)?)
             }
             _ => self.scaled(entry, shape, format),
         }
@@ -130,13 +135,87 @@ impl Layer {
             }
             scale => scale,
         };
-        if let Some(rotation) = self.rotation
-            && !shape[1].is_multiple_of(rotation.group())
-        {
-            return Err(error("rows are not a whole number of the groups that are rotated")
-                .found(format!("{shape:?}"))
-                .expected(format!("columns in multiples of {}", rotation.group())));
+        self.check_rotation(entry, &shape)?;
+        Ok(Reading { dtype, shape, scale, rotation: self.rotation })
+    }
+
+    fn check_rotation(&self, entry: &TensorEntry, shape: &[usize]) -> Result<()> {
+        match self.rotation {
+            Some(rotation) if !shape[1].is_multiple_of(rotation.group()) => {
+                Err(Error::model("rows are not a whole number of the groups that are rotated")
+                    .at(&entry.name)
+                    .found(format!("{shape:?}"))
+                    .expected(format!("columns in multiples of {}", rotation.group())))
+            }
+            _ => Ok(()),
         }
+    }
+
+    /// ComfyUI's `asym_w4a8_int8`: a code of 4 bits stands for one of 16 levels, which times the
+    /// scale of its group, rounded, is an integer of rotated rows (comfy-kitchen's
+    /// `tensor/w4a8_int8.py`).
+    fn codes(&self, entry: &TensorEntry, (rows, width): (usize, usize)) -> Result<Reading> {
+        const BLOCK: usize = 16;
+        if let Some((_, correction)) = self.get(".weight_correction") {
+            return Err(unsupported("asym_w4a8_int8 with offsets of groups (correction)")
+                .at(&correction.name));
+        }
+        let record = self.record.as_ref();
+        let group = record.and_then(|r| r.get("group_size")).filter(|size| !size.is_null());
+        let size = group.map_or(Some(BLOCK as u64), Value::as_u64).unwrap_or(0) as usize;
+        if size == 0 || !size.is_multiple_of(BLOCK) {
+            return Err(unsupported("asym_w4a8_int8 in groups that are not a multiple of 16")
+                .at(&entry.name)
+                .found(format!("groups of {}", group.unwrap_or(&Value::Null))));
+        }
+        let (file, scale) =
+            self.get(".weight_s_rel").ok_or_else(|| lacks(entry, "weight_s_rel"))?;
+        named(scale, &["F8_E4M3", "F32"], "asym_w4a8_int8")?;
+        let groups = match *scale.shape.as_slice() {
+            [n, groups] if n == rows => groups,
+            _ => 0,
+        };
+        let cols = groups.checked_mul(size).ok_or_else(|| huge(entry))?;
+        if cols == 0 || cols != width.checked_mul(2).ok_or_else(|| huge(entry))? {
+            // Rows of 6-bit codes are 3/4 of a byte for each column.
+            let six = cols > 0 && width == cols / 4 * 3;
+            return Err(match six {
+                true => unsupported("asym_w4a8_int8 with codes of 6 bits").at(&entry.name),
+                false => Error::model("scales of groups have the wrong shape")
+                    .at(&scale.name)
+                    .found(format!("{:?}", scale.shape))
+                    .expected(format!("[{rows}, {}]", 2 * width / size)),
+            });
+        }
+        let shape = vec![rows, cols];
+        self.check_rotation(entry, &shape)?;
+        let book = self
+            .get(".weight_codebook")
+            .ok_or_else(|| unsupported("asym_w4a8_int8 without a codebook").at(&entry.name))?;
+        if floats(book)? != W4A8_LEVELS {
+            return Err(unsupported("asym_w4a8_int8 with a codebook of its own")
+                .at(&book.1.name)
+                .expected("the one of comfy-kitchen"));
+        }
+        let row_scales =
+            self.get(".weight_s_channel").ok_or_else(|| lacks(entry, "weight_s_channel"))?;
+        let factors = scales(row_scales)?;
+        if factors.len() != rows {
+            return Err(Error::model("scale has the wrong shape")
+                .at(&row_scales.1.name)
+                .found(factors.len())
+                .expected(format!("[{rows}]")));
+        }
+        let stored = match scale.stored.name() {
+            "F32" => BlockScale::F32,
+            _ => BlockScale::E4M3,
+        };
+        let blocks = BlockScales {
+            shared: size / BLOCK,
+            factors: Some(factors.into()),
+            ..BlockScales::new(file.source.clone(), scale.range.start, stored, cols / BLOCK)
+        };
+        let (dtype, scale) = (DType::W4A8, Scale::Blocks(blocks));
         Ok(Reading { dtype, shape, scale, rotation: self.rotation })
     }
 

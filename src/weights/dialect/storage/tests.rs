@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::dtype::blocks::FORMATS;
+use crate::dtype::int8::Int8;
 use crate::tensor::{ByteSource, HostPart, HostWeight};
 
 /// A file of goldens, and its companions.
@@ -284,6 +285,50 @@ fn rotated_int8_is_rotated_back() {
         for (got, want) in weight.to_f32().iter().zip(&want) {
             assert!((got - want).abs() < 2e-6, "{case}: {got} is not {want}");
         }
+    }
+}
+
+#[test]
+fn codes_of_four_bits_stand_for_the_integers_of_comfy_kitchen() {
+    let goldens = Goldens::open("w4a8.safetensors");
+    for (case, group) in [("plain", 256), ("wide", 64), ("default", 256)] {
+        let weight = goldens.read(&format!("{case}.weight")).unwrap();
+        let part = &weight.parts[0];
+        let rotation = Rotation::new(group);
+        assert_eq!((part.dtype, part.rotation), (DType::W4A8, rotation), "{case}");
+        let entry = goldens.entry(&format!("{case}.integers"));
+        let want = &goldens.file.source.bytes()[entry.range.clone()];
+        let factors = &goldens.entry(&format!("{case}.weight_s_channel")).range;
+        let factors = goldens.file.source.bytes()[factors.clone()].chunks_exact(4);
+        let factors: Vec<f32> = factors.map(|b| DType::F32.decode(b)).collect();
+        let (mut values, mut got) = (vec![0.0; weight.cols], vec![0; weight.cols]);
+        // A slice of rows finds its own scales.
+        for (part, first) in [(part.clone(), 0), (part.slice(2, 3), 2)] {
+            for (r, bytes) in part.bytes().chunks(part.row_bytes()).enumerate() {
+                let row = (r, bytes);
+                let scale = part.unpack_integers(Int8 { rotation }, row, &mut values, &mut got);
+                assert_eq!(scale, Some(factors[first + r]), "{case}");
+                let want = want[(first + r) * weight.cols..][..weight.cols].iter();
+                assert!(got.iter().zip(want).all(|(got, want)| *got as u8 == *want), "{case}");
+                let other = Int8 { rotation: None };
+                assert_eq!(part.unpack_integers(other, row, &mut values, &mut got), None);
+            }
+        }
+        let (cols, want) = goldens.floats(&format!("{case}.expected"));
+        assert_eq!(cols, weight.cols);
+        for (got, want) in weight.to_f32().iter().zip(&want) {
+            assert!((got - want).abs() < 2e-6, "{case}: {got} is not {want}");
+        }
+    }
+    for (case, what) in [
+        ("fine", "in groups that are not a multiple of 16"),
+        ("six", "with codes of 6 bits"),
+        ("offsets", "with offsets of groups"),
+        ("uniform", "without a codebook"),
+        ("own", "with a codebook of its own"),
+    ] {
+        let e = goldens.read(&format!("{case}.weight")).unwrap_err().to_string();
+        assert!(e.contains(&format!("asym_w4a8_int8 {what}, which is not supported")), "{e}");
     }
 }
 

@@ -87,6 +87,26 @@ fn submit(servers: [&Server; 2], number: usize) -> String {
     unreachable!()
 }
 
+/// Sets a flag when it goes out of scope: also if its thread panics, so that nobody waits for it.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Sets a flag if its thread panics.
+struct SetOnPanic<'a>(&'a AtomicBool);
+
+impl Drop for SetOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 #[test]
 fn many_jobs_are_all_drawn_once_while_workers_and_the_broker_are_killed() {
     let Some(mut broker) = Broker::start() else { return };
@@ -104,12 +124,14 @@ fn many_jobs_are_all_drawn_once_while_workers_and_the_broker_are_killed() {
     fronts.iter().for_each(ready);
 
     let (next, done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let failed = AtomicBool::new(false);
     let ids = Mutex::new(HashMap::new());
     let kills = std::thread::scope(|scope| {
         let both = [&fronts[0], &fronts[1]];
         for _ in 0..4 {
-            let (next, ids) = (&next, &ids);
+            let (next, ids, failed) = (&next, &ids, &failed);
             scope.spawn(move || {
+                let _failed = SetOnPanic(failed);
                 loop {
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     if number >= count {
@@ -121,6 +143,8 @@ fn many_jobs_are_all_drawn_once_while_workers_and_the_broker_are_killed() {
             });
         }
         let done = &done;
+        // Without it, the thread that watches would go on after a failure of this one.
+        let is_done = SetOnDrop(done);
         // The limit on active jobs is kept at every moment, at both fronts.
         let watched = scope.spawn(move || {
             let mut most = 0;
@@ -139,8 +163,9 @@ fn many_jobs_are_all_drawn_once_while_workers_and_the_broker_are_killed() {
             }
             most
         });
-        let kills =
-            kill_at_random(&mut workers, &mut broker, &ids, count, |n| worker(&url, path, n));
+        let kills = kill_at_random(&mut workers, &mut broker, &ids, count, &failed, |n| {
+            worker(&url, path, n)
+        });
         for number in 0..count {
             let ids = ids.lock().unwrap();
             let key = key_of(number);
@@ -152,7 +177,7 @@ fn many_jobs_are_all_drawn_once_while_workers_and_the_broker_are_killed() {
                 (job?.1["status"] == "succeeded").then_some(())
             });
         }
-        done.store(true, Ordering::Relaxed);
+        drop(is_done);
         assert!(watched.join().unwrap() <= ACTIVE, "too many jobs were active");
         kills
     });
@@ -182,11 +207,13 @@ fn kill_at_random(
     broker: &mut Broker,
     ids: &Mutex<HashMap<usize, String>>,
     count: usize,
+    failed: &AtomicBool,
     start: impl Fn(usize) -> Worker,
 ) -> usize {
     let most = 4 + count / 100;
     let (mut kills, mut random, mut broken) = (0, 7_u64, false);
     loop {
+        assert!(!failed.load(Ordering::Relaxed), "a thread that submits jobs has failed");
         let submitted = ids.lock().unwrap().len();
         if submitted >= count && kills >= most && broken {
             return kills;

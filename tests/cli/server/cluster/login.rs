@@ -264,3 +264,38 @@ fn files_of_credentials_of_an_operator() {
     refused(&url, &options, 2, &["NATS USER JWT"]);
     refused(&url, &["--nats-creds", "missing"], 2, &["missing"]);
 }
+
+#[test]
+fn options_for_a_broker_need_one_and_files_of_keys_have_an_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "x\n".repeat(600_000)).unwrap();
+    let file = file.to_str().unwrap();
+    let serve = |options: &[&str]| {
+        let output = command(&folder.path().join("data"), options).output().unwrap();
+        (output.status.code(), errors(&output))
+    };
+    for options in [
+        &["--nats-creds", file][..],
+        &["--nats-nkey", file],
+        &["--nats-ca", file],
+        &["--nats-cert", file, "--nats-key", file],
+        &["--nats-replicas", "3"],
+    ] {
+        let (code, text) = serve(options);
+        assert_eq!(code, Some(2), "{options:?}: {text}");
+        assert!(text.contains(options[0]) && text.contains("no broker is named"), "{text}");
+    }
+    let (code, text) = serve(&["--key-file", file]);
+    assert!(code == Some(4) && text.contains("more than"), "{code:?}: {text}");
+}
+
+#[test]
+fn the_status_of_a_cluster_only_reads() {
+    let Some(broker) = Broker::start() else { return };
+    let url = broker.url("nobody");
+    let output = status(&url, &[]);
+    assert_eq!(output.status.code(), Some(4), "{}", errors(&output));
+    assert!(errors(&output).contains("no front and no worker"), "{}", errors(&output));
+    assert_eq!(broker.ask("$JS.API.STREAM.NAMES")["total"], 0);
+}

@@ -1,9 +1,9 @@
 use super::super::rows::WeightRows;
 use super::super::testing::{Random, blocks, weight};
 use super::*;
-use crate::dtype::DType::{BF16, F8E4M3, F16, F32, I8, Q4K};
+use crate::dtype::DType::{BF16, F8E4M3, F16, F32, I8, Q4K, W4A8};
 use crate::dtype::int8::Rotation;
-use crate::tensor::{HostPart, Scale};
+use crate::tensor::{BlockScale, BlockScales, HostPart, Scale};
 
 /// The kernels that this machine can run.
 fn runnable() -> Vec<(&'static str, &'static IntegerMicro)> {
@@ -95,6 +95,54 @@ fn stored(random: &mut Random, cols: usize, rows: usize, group: usize) -> HostWe
         rotation: Rotation::new(group),
     };
     HostWeight { rows, cols, parts: vec![part], int8: None }
+}
+
+/// A weight of codes for integers, rotated in groups of `group`, and the integers themselves.
+fn packed(random: &mut Random, cols: usize, rows: usize, group: usize) -> [HostWeight; 2] {
+    let codes: Vec<u8> = (0..rows * cols / 2).map(|_| (random.f32() * 127.0) as i8 as u8).collect();
+    let scales: Vec<u8> =
+        (0..rows * cols / 16).flat_map(|_| (70.0 * random.f32()).to_le_bytes()).collect();
+    let factors: std::sync::Arc<[f32]> = (0..rows).map(|_| 1.5 + random.f32()).collect();
+    let scales = BlockScales::new(std::sync::Arc::new(scales), 0, BlockScale::F32, cols / 16);
+    let codes = HostPart {
+        source: std::sync::Arc::new(codes),
+        offset: 0,
+        rows,
+        cols,
+        dtype: W4A8,
+        scale: Scale::Blocks(scales.with_factors(factors.clone())),
+        rotation: Rotation::new(group),
+    };
+    let (mut values, mut q, mut all) = (vec![0.0; cols], vec![0; cols], vec![]);
+    for (r, bytes) in codes.bytes().chunks(codes.row_bytes()).enumerate() {
+        codes.unpack_integers(rotated(group), (r, bytes), &mut values, &mut q).unwrap();
+        all.extend(q.iter().map(|q| *q as u8));
+    }
+    let integers = HostPart {
+        source: std::sync::Arc::new(all),
+        dtype: I8,
+        scale: Scale::Rows(factors),
+        ..codes.clone()
+    };
+    [codes, integers].map(|part| HostWeight { rows, cols, parts: vec![part], int8: None })
+}
+
+#[test]
+fn codes_for_integers_give_the_products_of_these() {
+    let mut random = Random::new(23);
+    for (name, m) in runnable() {
+        for (rows, k, n, group) in [(1, 48, 5, 16), (20, 192, 40, 64), (3, 512, 33, 256)] {
+            let x = random.vec(rows * k);
+            let weights = packed(&mut random, k, n, group);
+            // In another rotation, both are rotated back first.
+            for int8 in [rotated(group), rotated(16), Int8 { rotation: None }] {
+                let product =
+                    |weight| run(m, &x, Integers { weight, int8, factors: None }, None, None);
+                let [codes, integers] = [&weights[0], &weights[1]].map(product);
+                assert_eq!(codes, integers, "{name} {rows} x {k} x {n}");
+            }
+        }
+    }
 }
 
 #[test]

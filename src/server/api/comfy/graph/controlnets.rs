@@ -48,12 +48,16 @@ impl Reader<'_> {
                 self.note("a ControlNet acts in the whole steps between its start and its end");
             }
         }
-        let picture = self.picture(node)?;
+        let mut picture = self.picture(node)?;
         if picture.margins.is_some() {
             return Err(node.unsupported("its image has margins: scale the image itself"));
         }
-        choice.edges = picture.is_edges;
-        let picture = super::Picture { is_edges: false, ..picture };
+        choice.edges = std::mem::take(&mut picture.is_edges);
+        if node.class == "ControlNetInpaintingAliMamaApply" {
+            // It reads the mask of the sampler's latent.
+            self.mask(node, "mask")?;
+            conditioning.needs_mask = true;
+        }
         conditioning.controlnets.push(Control {
             choice,
             picture,

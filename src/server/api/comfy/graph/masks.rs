@@ -2,34 +2,78 @@
 
 use axum::body::Bytes;
 
+use super::mask_change::MaskChange;
+use super::picture::{MAX_CHANGES, Picture};
 use super::place::Place;
 use super::reader::Reader;
-use super::scale;
-use super::{GraphMask, Latent, MaskChange, Output, Picture, UNIT};
-use crate::pipeline::images::MaskMarks;
+use super::{Latent, Output, UNIT};
+use crate::pipeline::images::{Filter, MaskMarks};
 use crate::pipeline::request::{Margins, Mask};
+use crate::server::api::comfy::finish::Finish;
 use crate::server::draft::parse_image;
 use crate::server::fault::Fault;
-use crate::server::masks::{DraftMask, invert};
+use crate::server::masks::{DraftMask, read_mask};
 
 /// The most pixels by which a mask grows or shrinks.
 const MAX_GROWTH: i64 = 1024;
 /// The seam of margins, in pixels: what the node has by default.
 const FEATHERING: u64 = 40;
 
+/// What is repainted.
+#[derive(Debug, Clone, PartialEq)]
+pub enum GraphMask {
+    /// A part of an image.
+    Marked { bytes: Bytes, marks: MaskMarks, changes: Vec<MaskChange> },
+    /// What was added on the sides of an image.
+    Margins(Margins),
+}
+
 impl GraphMask {
     /// The pixels of an image that `marks` says.
-    pub(super) fn new(bytes: Bytes, marks: MaskMarks) -> GraphMask {
+    pub fn new(bytes: Bytes, marks: MaskMarks) -> GraphMask {
         GraphMask::Marked { bytes, marks, changes: Vec::new() }
     }
 
-    fn changed(self, change: MaskChange, node: &Place) -> Result<GraphMask, Fault> {
+    /// A mask of one value: 0 is black, 1 is white.
+    ///
+    /// # Errors
+    /// If it has no pixels.
+    pub fn plain(size: (u32, u32), value: f32) -> Result<GraphMask, Fault> {
+        let gray = (value.clamp(0.0, 1.0) * 255.0).round() as u8;
+        let picture = Picture::plain(size, [gray; 3])?;
+        Ok(GraphMask::new(picture.bytes, MaskMarks::Channel(0)))
+    }
+
+    /// The mask after a change.
+    ///
+    /// # Errors
+    /// At `node`, if that cannot be done.
+    pub(super) fn changed(self, change: MaskChange, node: &Place) -> Result<GraphMask, Fault> {
         match self {
             GraphMask::Marked { bytes, marks, mut changes } => {
+                if changes.len() >= MAX_CHANGES {
+                    return Err(node.unsupported("too many nodes change this mask"));
+                }
                 changes.push(change);
                 Ok(GraphMask::Marked { bytes, marks, changes })
             }
             GraphMask::Margins(_) => Err(node.unsupported("it changes the mask of margins")),
+        }
+    }
+
+    /// Its pixels.
+    ///
+    /// # Errors
+    /// For a file that cannot be read, for the mask of margins, and 503 if many are being read.
+    pub fn pixels(&self) -> Result<Mask, Fault> {
+        match self {
+            GraphMask::Marked { bytes, marks, changes } => {
+                let apply = |mask: &mut Mask| changes.iter().for_each(|change| change.apply(mask));
+                read_mask("mask", bytes, *marks, apply)
+            }
+            GraphMask::Margins(_) => {
+                Err(Fault::invalid("mask", "the mask of margins has no pixels of its own"))
+            }
         }
     }
 }
@@ -40,7 +84,7 @@ pub(super) fn read(
     picture: &Picture,
     node: &Place,
 ) -> Result<Option<DraftMask>, Fault> {
-    let (bytes, marks, changes) = match mask {
+    match mask {
         GraphMask::Margins(margins) if picture.margins == Some(*margins) => return Ok(None),
         GraphMask::Margins(_) => {
             return Err(node.unsupported("its mask is that of the margins of another image"));
@@ -48,72 +92,11 @@ pub(super) fn read(
         GraphMask::Marked { .. } if picture.margins.is_some() => {
             return Err(node.unsupported("an image with margins is painted with their mask only"));
         }
-        GraphMask::Marked { bytes, marks, changes } => (bytes, *marks, changes),
-    };
-    let apply = |mask: &mut Mask| changes.iter().for_each(|change| change.apply(mask));
-    let read = DraftMask::read("mask", bytes, marks, apply);
+        GraphMask::Marked { .. } => {}
+    }
     let size = (picture.size.0 as usize, picture.size.1 as usize);
-    let read = read.and_then(|mask| mask.fitted(size, |_| ()));
-    read.map(Some).map_err(|fault| node.unsupported(&fault.message))
-}
-
-impl MaskChange {
-    fn apply(self, mask: &mut Mask) {
-        match self {
-            MaskChange::Invert => invert(mask),
-            MaskChange::Grow(by) => {
-                let shrinks = by < 0;
-                if shrinks {
-                    invert(mask);
-                }
-                grow(mask, by.unsigned_abs() as usize);
-                if shrinks {
-                    invert(mask);
-                }
-            }
-            MaskChange::Threshold(part) => {
-                let is_above = |v: u8| f32::from(v) / 255.0 > part;
-                mask.values.iter_mut().for_each(|v| *v = 255 * u8::from(is_above(*v)));
-            }
-        }
-    }
-}
-
-/// The largest value within `radius` rows and columns of every pixel.
-fn grow(mask: &mut Mask, radius: usize) {
-    let Mask { width, height, values } = mask;
-    let (w, h) = (*width, *height);
-    let mut line = Vec::new();
-    for row in values.chunks_exact_mut(w) {
-        largest(row, radius, &mut line);
-        row.copy_from_slice(&line);
-    }
-    let mut column = vec![0; h];
-    for x in 0..w {
-        (0..h).for_each(|y| column[y] = values[y * w + x]);
-        largest(&column, radius, &mut line);
-        (0..h).for_each(|y| values[y * w + x] = line[y]);
-    }
-}
-
-/// The largest value within `radius` of every place. The queue holds places of decreasing values.
-fn largest(values: &[u8], radius: usize, out: &mut Vec<u8>) {
-    out.clear();
-    let mut queue = std::collections::VecDeque::new();
-    let mut next = 0;
-    for at in 0..values.len() {
-        while next < values.len() && next <= at + radius {
-            while queue.back().is_some_and(|&last: &usize| values[last] <= values[next]) {
-                queue.pop_back();
-            }
-            queue.push_back(next);
-            next += 1;
-        }
-        while queue.front().is_some_and(|&first| first + radius < at) {
-            queue.pop_front();
-        }
-        out.push(queue.front().map_or(0, |&first| values[first]));
-    }
+    let read = mask.pixels().and_then(|mask| DraftMask::of(&mask)?.fitted(size, |_| ()));
+    read.map(Some).map_err(|fault| node.at(fault))
 }
 
 impl Reader<'_> {
@@ -124,7 +107,7 @@ impl Reader<'_> {
         }
     }
 
-    fn mask(&mut self, node: &Place, input: &str) -> Result<GraphMask, Fault> {
+    pub(super) fn mask(&mut self, node: &Place, input: &str) -> Result<GraphMask, Fault> {
         match self.link(node, input)? {
             Output::Mask(mask) => Ok(mask),
             _ => Err(node.wrong_type(input, "MASK")),
@@ -147,11 +130,14 @@ impl Reader<'_> {
             "ImageToMask" => {
                 let marks = self.channel(node)?;
                 let picture = self.picture(node)?;
-                let file = scale::file_of(&picture);
-                let file = file.map_err(|e| node.unsupported(&Fault::from(e).message))?;
-                return Ok(GraphMask::new(file, marks));
+                return Ok(GraphMask::new(self.file(node, &picture)?, marks));
             }
             "InvertMask" => MaskChange::Invert,
+            "CropMask" => {
+                let (x, y) = (self.count(node, "x")?, self.count(node, "y")?);
+                let (width, height) = (self.count(node, "width")?, self.count(node, "height")?);
+                MaskChange::Crop { x, y, width, height }
+            }
             "GrowMask" => {
                 let limits = -MAX_GROWTH..=MAX_GROWTH;
                 let by = self.value(node, "expand")?.as_i64().filter(|by| limits.contains(by));
@@ -174,7 +160,7 @@ impl Reader<'_> {
 
     /// An image with margins.
     pub(super) fn padded(&mut self, node: &Place) -> Result<(Picture, Margins), Fault> {
-        let picture = self.picture(node)?;
+        let mut picture = self.picture(node)?;
         if picture.margins.is_some() || picture.is_edges {
             return Err(node.unsupported("it pads an image that was padded, or edges"));
         }
@@ -185,14 +171,16 @@ impl Reader<'_> {
         if has_feathering && self.whole(node, "feathering")? != FEATHERING {
             self.note(&format!("the seam of margins is {FEATHERING} pixels wide"));
         }
-        Ok((Picture { margins: Some(margins), ..picture }, margins))
+        picture.margins = Some(margins);
+        Ok((picture, margins))
     }
 
     /// The edges of an image: the model's own code finds them.
     pub(super) fn edges(&mut self, node: &Place) -> Result<Picture, Fault> {
-        let picture = self.picture(node)?;
+        let mut picture = self.picture(node)?;
+        picture.is_edges = true;
         self.note("edges are found with the thresholds that the model was trained with");
-        Ok(Picture { is_edges: true, ..picture })
+        Ok(picture)
     }
 
     /// A latent of which a part is repainted.
@@ -225,7 +213,7 @@ impl Reader<'_> {
             Output::Picture(picture) if !picture.is_edges => {
                 Ok(Latent::Encoded { picture, mask: Some(mask), count: 1 })
             }
-            Output::Picture(_) | Output::Images { .. } => {
+            Output::Picture(_) | Output::Images(_) => {
                 Err(node.unsupported("only a part of an uploaded image can be repainted"))
             }
             _ => Err(node.wrong_type("pixels", "IMAGE")),
@@ -238,11 +226,11 @@ impl Reader<'_> {
         node: &Place,
         slot: usize,
     ) -> Result<Output, Fault> {
-        let is_fill = node.class == "InpaintModelConditioning";
+        let is_fill = node.class != "InstructPixToPixConditioning";
         if slot < 2 {
             let input = if slot == 0 { "positive" } else { "negative" };
             let mut conditioning = self.conditioning(node, input)?;
-            if !is_fill && slot == 0 {
+            if !is_fill {
                 conditioning.control = Some(self.pixels(node)?);
             }
             return Ok(Output::Conditioning(conditioning));
@@ -263,59 +251,71 @@ impl Reader<'_> {
     fn pixels(&mut self, node: &Place) -> Result<Picture, Fault> {
         match self.link(node, "pixels")? {
             Output::Picture(picture) if picture.margins.is_none() => Ok(picture),
-            Output::Picture(_) | Output::Images { .. } => {
+            Output::Picture(_) | Output::Images(_) => {
                 Err(node.unsupported("its image is drawn or has margins"))
             }
             _ => Err(node.wrong_type("pixels", "IMAGE")),
         }
     }
 
-    /// Nodes that put a drawn image back by its mask: it comes with the other pixels unchanged.
-    pub(super) fn put_back(&mut self, node: &Place) -> Result<Output, Fault> {
-        let is_composite = node.class == "ImageCompositeMasked";
-        let input = if is_composite { "source" } else { "image" };
-        if is_composite && (self.count(node, "x")?, self.count(node, "y")?) != (0, 0) {
-            return Err(node.unsupported("it moves the drawn image"));
-        }
-        match self.link(node, input)? {
-            Output::Images { drawing, decode } if drawing.is_masked() => {
-                Ok(Output::Images { drawing, decode })
+    /// `ImageCompositeMasked`: one image over another, or a drawn image put back by its mask, which
+    /// comes with the other pixels unchanged.
+    pub(super) fn composite(&mut self, node: &Place) -> Result<Output, Fault> {
+        let at = (self.side(node, "x")?, self.side(node, "y")?);
+        match self.link(node, "source")? {
+            Output::Images(drawn) => {
+                if at != (0, 0) || !drawn.finish.is_empty() {
+                    return Err(node.unsupported("it moves the drawn image, or puts back a part"));
+                }
+                if !drawn.drawing.is_masked() {
+                    let why = "it takes an image that was not drawn with a mask";
+                    return Err(node.unsupported(why));
+                }
+                Ok(Output::Images(drawn))
             }
-            Output::Images { .. } => {
-                Err(node.unsupported("it takes an image that was not drawn with a mask"))
+            Output::Picture(source) => {
+                let Output::Picture(picture) = self.link(node, "destination")? else {
+                    return Err(node.unsupported("it puts an image over a drawn one"));
+                };
+                let has_mask = node.inputs.get("mask").is_some_and(|mask| !mask.is_null());
+                let mask = if has_mask { Some(self.mask(node, "mask")?) } else { None };
+                let is_plain = |picture: &Picture| picture.margins.is_none() && !picture.is_edges;
+                if source.is_covered() || !is_plain(&source) || !is_plain(&picture) {
+                    return Err(node.unsupported("an image of one file covers another one here"));
+                }
+                let source = match node.inputs["resize_source"] == true {
+                    true => source.stretched(picture.size, Filter::Lanczos),
+                    false => source,
+                };
+                self.changed(node, picture.covered(source, mask, at)).map(Output::Picture)
             }
-            Output::Picture(_) => Err(node.unsupported("its image is not drawn by a sampler")),
-            _ => Err(node.wrong_type(input, "IMAGE")),
+            _ => Err(node.wrong_type("source", "IMAGE")),
         }
+    }
+
+    /// `ETN_ApplyMaskToImage`: what is black in the mask becomes transparent.
+    pub(super) fn cut_out(&mut self, node: &Place) -> Result<Output, Fault> {
+        let Output::Images(drawn) = self.link(node, "image")? else {
+            return Err(node.unsupported("its image is not drawn by a sampler"));
+        };
+        let mask = self.mask(node, "mask")?;
+        self.work(node)?;
+        let mask = mask.pixels().map_err(|fault| node.at(fault))?;
+        if (mask.width as u32, mask.height as u32) != drawn.size {
+            let (width, height) = drawn.size;
+            let why = format!(
+                "its mask has {}x{} pixels, but its image has {width}x{height}",
+                mask.width, mask.height
+            );
+            return Err(node.unsupported(&why));
+        }
+        let png = DraftMask::of(&mask)?.png;
+        self.finished(node, drawn, Finish::Alpha(png))
     }
 }
 
 impl super::Drawing {
-    fn is_masked(&self) -> bool {
+    pub(super) fn is_masked(&self) -> bool {
         matches!(self.latent, Latent::Encoded { mask: Some(_), .. })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn masks_grow_and_shrink_by_whole_pixels() {
-        let mut mask = Mask { width: 7, height: 5, values: vec![0; 35] };
-        mask.values[2 * 7 + 3] = 200;
-        MaskChange::Grow(1).apply(&mut mask);
-        let white = |mask: &Mask| mask.values.iter().filter(|v| **v == 200).count();
-        assert_eq!((white(&mask), mask.values[7 + 2], mask.values[7 + 1]), (9, 200, 0));
-        MaskChange::Grow(-1).apply(&mut mask);
-        assert_eq!(white(&mask), 1);
-        MaskChange::Threshold(0.9).apply(&mut mask);
-        assert_eq!(white(&mask), 0);
-        MaskChange::Invert.apply(&mut mask);
-        assert!(mask.values.iter().all(|v| *v == 255));
-        // Any radius is as quick as one.
-        let mut wide = Mask { width: 3, height: 2, values: vec![0, 0, 9, 0, 0, 0] };
-        grow(&mut wide, 1000);
-        assert_eq!(wide.values, [9; 6]);
     }
 }

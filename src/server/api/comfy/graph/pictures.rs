@@ -1,23 +1,29 @@
 //! Nodes that load images, change their size, and make latents of them.
 
+use axum::body::Bytes;
+
+use super::picture::Picture;
 use super::place::Place;
 use super::reader::Reader;
 use super::scale::{kontext, to_total};
-use super::{Latent, Output, Picture, UNIT};
-use crate::pipeline::images::image_size;
-use crate::pipeline::request::MAX_SIDE;
-use crate::server::draft::parse_image;
+use super::{Drawn, Latent, Output, UNIT};
+use crate::pipeline::images::Filter;
+use crate::server::api::comfy::finish::{Finish, size_after};
+use crate::server::draft::{MAX_INPUT_PIXELS, parse_image, size_of};
 use crate::server::fault::Fault;
+
+/// The longest side of an image that a node changes, in pixels.
+const MAX_SIDE: usize = 16384;
 
 impl Reader<'_> {
     pub(super) fn start(&mut self, node: &Place) -> Result<Latent, Fault> {
         match node.class {
-            "VAEEncode" => match self.link(node, "pixels")? {
+            "VAEEncode" | "VAEEncodeTiled" => match self.link(node, "pixels")? {
                 Output::Picture(picture) if !picture.is_edges => {
                     Ok(Latent::Encoded { picture, mask: None, count: 1 })
                 }
                 Output::Picture(_) => Err(node.unsupported("edges are no image to start from")),
-                Output::Images { .. } => {
+                Output::Images(_) => {
                     Err(node.unsupported("it starts from an image of another sampler"))
                 }
                 _ => Err(node.wrong_type("pixels", "IMAGE")),
@@ -72,38 +78,147 @@ impl Reader<'_> {
                 self.around.image(&name)?.ok_or_else(missing)?
             }
         };
-        let size = image_size(&bytes, u64::MAX);
-        let size = size.map_err(|e| node.invalid("image", &Fault::from(e).message))?;
-        Ok(Picture { bytes, size, margins: None, is_edges: false })
+        let size = size_of(&bytes, "image");
+        let size = size.map_err(|fault| node.invalid("image", &fault.message))?;
+        Ok(Picture::new(bytes, size))
     }
 
     /// The image that a node changes.
     pub(super) fn picture(&mut self, node: &Place) -> Result<Picture, Fault> {
         match self.link(node, "image")? {
             Output::Picture(picture) => Ok(picture),
-            Output::Images { .. } => Err(node.unsupported("it takes a drawn image")),
+            Output::Images(_) => Err(node.unsupported("it takes a drawn image")),
             _ => Err(node.wrong_type("image", "IMAGE")),
         }
     }
 
-    pub(super) fn scale(&mut self, node: &Place) -> Result<Picture, Fault> {
-        let picture = self.picture(node)?;
-        if picture.margins.is_some() {
-            return Err(node.unsupported("it scales an image with margins: scale the image first"));
+    /// The file of a picture, with its changes.
+    pub(super) fn file(&mut self, node: &Place, picture: &Picture) -> Result<Bytes, Fault> {
+        self.work(node)?;
+        picture.file().map_err(|fault| node.at(fault))
+    }
+
+    /// `picture`, unless it has too many changes or pixels.
+    pub(super) fn changed(&self, node: &Place, picture: Picture) -> Result<Picture, Fault> {
+        let pixels = u64::from(picture.size.0) * u64::from(picture.size.1);
+        match picture.is_overdone() {
+            true => Err(node.unsupported("too many nodes change this image")),
+            false if pixels > MAX_INPUT_PIXELS => {
+                Err(node.unsupported("its image would have more than 16 million pixels"))
+            }
+            false => Ok(picture),
         }
+    }
+
+    /// A drawn image after one step more.
+    pub(super) fn finished(
+        &self,
+        node: &Place,
+        mut drawn: Drawn,
+        step: Finish<Bytes>,
+    ) -> Result<Output, Fault> {
+        if drawn.finish.iter().any(|step| matches!(step, Finish::Alpha(_))) {
+            return Err(node.unsupported("it changes an image that has transparent pixels"));
+        }
+        let is_scale = matches!(step, Finish::Scale(..));
+        if std::mem::take(&mut drawn.is_enlarged) && is_scale {
+            // Only the last size matters.
+            drawn.finish.pop();
+        }
+        let size = size_after(drawn.size, &step);
+        drawn.size = size.ok_or_else(|| node.unsupported("its image would be too large"))?;
+        drawn.finish.push(step);
+        if drawn.finish.len() > super::picture::MAX_CHANGES {
+            return Err(node.unsupported("too many nodes change this image"));
+        }
+        Ok(Output::Images(drawn))
+    }
+
+    /// Nodes that change the size of an image.
+    pub(super) fn scale(&mut self, node: &Place) -> Result<Output, Fault> {
+        let image = self.link(node, node.image_input())?;
+        let from = match &image {
+            Output::Picture(picture) if picture.margins.is_some() => {
+                let why = "it scales an image with margins: scale the image first";
+                return Err(node.unsupported(why));
+            }
+            Output::Picture(picture) => picture.size,
+            Output::Images(drawn) => drawn.size,
+            _ => return Err(node.wrong_type(node.image_input(), "IMAGE")),
+        };
         let size = match node.class {
-            "FluxKontextImageScale" => kontext(picture.size),
+            "FluxKontextImageScale" => kontext(from),
             "ImageScaleToTotalPixels" => {
                 let megapixels = self.real(node, "megapixels")?;
                 let has_steps = node.inputs.get("resolution_steps").is_some();
                 let steps = if has_steps { self.whole(node, "resolution_steps")? } else { 1 };
                 let steps = u32::try_from(steps).unwrap_or(u32::MAX);
-                to_total(picture.size, megapixels, steps)
+                to_total(from, megapixels, steps)
                     .ok_or_else(|| node.invalid("megapixels", "a smaller number"))?
             }
-            _ => self.scaled_size(node, picture.size)?,
+            "HintImageEnchance" => {
+                if node.inputs["resize_mode"] != "Just Resize" {
+                    return Err(node.invalid("resize_mode", "Just Resize"));
+                }
+                (self.side(node, "image_gen_width")?, self.side(node, "image_gen_height")?)
+            }
+            _ => self.scaled_size(node, from)?,
         };
-        Ok(Picture { size, ..picture })
+        let filter = match node.inputs["upscale_method"].as_str() {
+            Some("bilinear") => Filter::Bilinear,
+            Some("bicubic") => Filter::Bicubic,
+            _ => Filter::Lanczos,
+        };
+        let is_whole = ["ImageScale", "HintImageEnchance"].contains(&node.class)
+            && node.inputs["crop"] != "center";
+        match image {
+            Output::Picture(picture) => {
+                let scaled = match is_whole {
+                    true => picture.stretched(size, filter),
+                    false => picture.fitted(size),
+                };
+                self.changed(node, scaled).map(Output::Picture)
+            }
+            Output::Images(drawn) if drawn.size == size => Ok(Output::Images(drawn)),
+            Output::Images(drawn) if is_whole || node.class == "ImageScaleToTotalPixels" => {
+                self.finished(node, drawn, Finish::Scale(size.0, size.1))
+            }
+            _ => Err(node.unsupported("it cuts a drawn image around its centre")),
+        }
+    }
+
+    /// `ImageCrop`: a part of an image, as far as there is one.
+    pub(super) fn crop(&mut self, node: &Place) -> Result<Output, Fault> {
+        let mut side = |name: &str| self.side(node, name);
+        let (x, y, width, height) = (side("x")?, side("y")?, side("width")?, side("height")?);
+        let inside = |size: (u32, u32)| {
+            let at = (x.min(size.0 - 1), y.min(size.1 - 1));
+            (at, (width.clamp(1, size.0 - at.0), height.clamp(1, size.1 - at.1)))
+        };
+        match self.link(node, "image")? {
+            Output::Picture(picture) if picture.margins.is_some() => {
+                Err(node.unsupported("it cuts an image with margins"))
+            }
+            Output::Picture(picture) => {
+                let (at, size) = inside(picture.size);
+                self.changed(node, picture.cropped(at, size)).map(Output::Picture)
+            }
+            Output::Images(drawn) => {
+                let (at, size) = inside(drawn.size);
+                if size == drawn.size {
+                    return Ok(Output::Images(drawn));
+                }
+                self.finished(node, drawn, Finish::Crop(at.0, at.1, size.0, size.1))
+            }
+            _ => Err(node.wrong_type("image", "IMAGE")),
+        }
+    }
+
+    /// Pixels of one side, or of an offset.
+    pub(super) fn side(&mut self, node: &Place, input: &str) -> Result<u32, Fault> {
+        let side = u32::try_from(self.whole(node, input)?).ok();
+        side.filter(|side| *side as usize <= MAX_SIDE)
+            .ok_or_else(|| node.invalid(input, &format!("a whole number from 0 to {MAX_SIDE}")))
     }
 
     /// The size of `ImageScale`.

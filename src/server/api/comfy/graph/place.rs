@@ -17,9 +17,19 @@ pub struct Place<'a> {
 }
 
 impl Place<'_> {
+    /// The input with its image.
+    pub fn image_input(&self) -> &'static str {
+        if self.class == "HintImageEnchance" { "hint_image" } else { "image" }
+    }
+
     pub fn unsupported(&self, why: &str) -> Fault {
         let message = format!("{} (node {}): {why}", self.class, self.id);
         at_node("unsupported", self.class, &self.id, message)
+    }
+
+    /// `fault` at this node. One that says to come back later stays as it is.
+    pub fn at(&self, fault: Fault) -> Fault {
+        if fault.status == 503 { fault } else { self.unsupported(&fault.message) }
     }
 
     pub fn invalid(&self, input: &str, expected: &str) -> Fault {

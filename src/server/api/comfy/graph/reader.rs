@@ -4,12 +4,13 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use super::masks::GraphMask;
+use super::packages::marks_of;
+use super::picture::Picture;
 use super::place::Place;
 use super::{
-    Conditioning, Drawing, GraphMask, Guider, Latent, MAX_DEPTH, Model, Output, Picture, Sigmas,
-    Surroundings,
+    Conditioning, Drawing, Drawn, Guider, Latent, MAX_DEPTH, Model, Output, Sigmas, Surroundings,
 };
-use crate::pipeline::images::MaskMarks;
 use crate::server::fault::Fault;
 
 /// Follows the links of a graph.
@@ -21,6 +22,8 @@ pub(super) struct Reader<'a> {
     pub(super) depth: usize,
     pub(super) notes: Vec<String>,
     pub(super) has_flux_guidance: bool,
+    /// How many files were read and written for the graph.
+    pub(super) worked: usize,
 }
 
 /// A method that reads a linked input of one type.
@@ -131,7 +134,9 @@ impl<'a> Reader<'a> {
             }
             "CheckpointLoaderSimple" if slot == 1 => Ok(Output::Clip(Vec::new())),
             "CheckpointLoaderSimple" | "VAELoader" => Ok(Output::Vae),
-            "CLIPLoader" | "DualCLIPLoader" | "DualCLIPLoaderGGUF" => Ok(Output::Clip(Vec::new())),
+            "CLIPLoader" | "CLIPLoaderGGUF" | "DualCLIPLoader" | "DualCLIPLoaderGGUF" => {
+                Ok(Output::Clip(Vec::new()))
+            }
             "LoraLoader" | "LoraLoaderModelOnly" => self.lora(node, slot),
             "ModelSamplingFlux" | "ModelSamplingSD3" => self.shifted(node),
             "CLIPTextEncode"
@@ -145,15 +150,16 @@ impl<'a> Reader<'a> {
             | "RepeatLatentBatch"
             | "SetLatentNoiseMask"
             | "VAEEncodeForInpaint"
-            | "VAEEncode" => self.start(node).map(Output::Latent),
+            | "VAEEncode"
+            | "VAEEncodeTiled" => self.start(node).map(Output::Latent),
             "LoadImage" | "LoadImageOutput" | "ETN_LoadImageBase64" | "ETN_LoadImageCache"
                 if slot == 1 =>
             {
                 let Picture { bytes, .. } = self.load(node)?;
-                Ok(Output::Mask(GraphMask::new(bytes, MaskMarks::Transparent)))
+                Ok(Output::Mask(GraphMask::new(bytes, marks_of(node.class))))
             }
             "LoadImageMask" | "ETN_LoadMaskBase64" | "ImageToMask" | "InvertMask" | "GrowMask"
-            | "ThresholdMask" => self.masked(node).map(Output::Mask),
+            | "CropMask" | "ThresholdMask" => self.masked(node).map(Output::Mask),
             "ImagePadForOutpaint" => {
                 let (picture, margins) = self.padded(node)?;
                 Ok(match slot {
@@ -168,24 +174,35 @@ impl<'a> Reader<'a> {
             "ControlNetLoader" | "SetUnionControlNetType" => {
                 self.controlnet(node).map(Output::ControlNet)
             }
-            "ControlNetApply" | "ControlNetApplyAdvanced" | "ControlNetApplySD3" => {
-                self.controlled(node, slot)
-            }
+            "ControlNetApply"
+            | "ControlNetApplyAdvanced"
+            | "ControlNetApplySD3"
+            | "ControlNetInpaintingAliMamaApply" => self.controlled(node, slot),
             "Canny" => self.edges(node).map(Output::Picture),
-            "InpaintModelConditioning" | "InstructPixToPixConditioning" => {
-                self.image_conditioning(node, slot)
-            }
-            "ImageCompositeMasked" | "ETN_ApplyMaskToImage" => self.put_back(node),
+            "InpaintModelConditioning"
+            | "INPAINT_VAEEncodeInpaintConditioning"
+            | "InstructPixToPixConditioning" => self.image_conditioning(node, slot),
+            "ImageCompositeMasked" => self.composite(node),
+            "ETN_ApplyMaskToImage" => self.cut_out(node),
             // Masks with gray pixels are always drawn like that.
-            "DifferentialDiffusion" => self.model(node, "model").map(Output::Model),
+            "DifferentialDiffusion" => {
+                if node.inputs.get("strength").is_some() && self.real(node, "strength")? != 1.0 {
+                    self.note("a mask with gray pixels acts with its full strength");
+                }
+                self.model(node, "model").map(Output::Model)
+            }
             "LoadImage" | "LoadImageOutput" | "ETN_LoadImageBase64" | "ETN_LoadImageCache" => {
                 self.load(node).map(Output::Picture)
             }
-            "ImageScale" | "ImageScaleToTotalPixels" | "FluxKontextImageScale" => {
-                self.scale(node).map(Output::Picture)
-            }
+            "ImageScale"
+            | "ImageScaleToTotalPixels"
+            | "FluxKontextImageScale"
+            | "HintImageEnchance" => self.scale(node),
             "GetImageSize" => {
-                let (width, height) = self.picture(node)?.size;
+                let (width, height) = match self.link(node, "image")? {
+                    Output::Images(drawn) => drawn.size,
+                    _ => self.picture(node)?.size,
+                };
                 let all = [width, height, 1];
                 Ok(Output::Value(all.get(slot).copied().unwrap_or(1).into()))
             }
@@ -212,13 +229,13 @@ impl<'a> Reader<'a> {
             "RandomNoise" => self.whole(node, "noise_seed").map(Output::Noise),
             "BasicGuider" | "CFGGuider" => self.guide(node).map(|g| Output::Guider(Box::new(g))),
             "VAEDecode" | "VAEDecodeTiled" => match self.latent(node, "samples")? {
-                Latent::Drawn(drawing) => Ok(Output::Images { drawing, decode: node.id.clone() }),
+                Latent::Drawn(drawing) => Ok(Output::Images(Drawn::new(drawing, &node.id))),
                 _ => Err(node.unsupported("it decodes a latent that no sampler has drawn")),
             },
             "PrimitiveInt" | "PrimitiveFloat" | "PrimitiveString" | "PrimitiveStringMultiline" => {
                 self.value(node, "value").map(Output::Value)
             }
-            _ => Err(node.unsupported("it has no output")),
+            _ => self.of_packages(node, slot),
         }
     }
 
@@ -294,6 +311,7 @@ impl<'a> Reader<'a> {
             styles: Vec::new(),
             controlnets: Vec::new(),
             is_zero: false,
+            needs_mask: false,
         })
     }
 
@@ -329,19 +347,26 @@ impl<'a> Reader<'a> {
         if usual != steps {
             self.notes.push(format!("drawn with {usual} steps in place of {steps}"));
         }
-        let steps = usual;
+        let (steps, asked) = (usual, steps);
         Ok(match denoise {
-            denoise if denoise > 0.9999 => Sigmas { total: steps, steps },
-            0.0 => Sigmas { total: steps, steps: 0 },
-            denoise => Sigmas { total: (steps as f64 / f64::from(denoise)) as usize, steps },
+            denoise if denoise > 0.9999 => Sigmas { total: steps, steps, asked },
+            0.0 => Sigmas { total: steps, steps: 0, asked },
+            denoise => Sigmas { total: (steps as f64 / f64::from(denoise)) as usize, steps, asked },
         })
     }
 
     fn split(&mut self, node: &Place) -> Result<Sigmas, Fault> {
         let step = self.count(node, "step")?;
         match self.link(node, "sigmas")? {
-            Output::Sigmas(Sigmas { total, steps }) => {
-                Ok(Sigmas { total, steps: steps.saturating_sub(step) })
+            Output::Sigmas(Sigmas { total, steps, asked }) => {
+                // Where fewer steps are drawn than the graph says, the same part of them is left
+                // out, and at least one step stays.
+                let step = match steps < asked && step < asked {
+                    true => (step * steps / asked).min(steps.saturating_sub(1)),
+                    false => step,
+                };
+                let steps = steps.saturating_sub(step);
+                Ok(Sigmas { total, steps, asked: steps })
             }
             Output::HighSigmas => Err(node.unsupported("only the last part of the steps is drawn")),
             _ => Err(node.wrong_type("sigmas", "SIGMAS")),
@@ -399,7 +424,8 @@ impl<'a> Reader<'a> {
                 }
                 let skipped = self.count(node, "start_at_step")?.min(steps);
                 let seed = self.whole(node, "noise_seed")?;
-                (seed, Sigmas { total: steps, steps: steps - skipped })
+                let drawn = steps - skipped;
+                (seed, Sigmas { total: steps, steps: drawn, asked: drawn })
             }
         };
         // Stock graphs say 7 for every model. Only who has built a graph for FLUX means it.

@@ -1,13 +1,7 @@
-//! Nodes that change the size of an image.
+//! Sizes of nodes that scale images.
 
-use axum::body::Bytes;
-
-use super::Picture;
-use crate::error::Result;
-use crate::pipeline::images::{Format, decode, encode, fit, image_size, nearest_kontext_size};
-
-/// The most pixels of an image that is scaled here.
-const MAX_PIXELS: f64 = 16e6;
+use crate::pipeline::images::nearest_kontext_size;
+use crate::server::draft::MAX_INPUT_PIXELS;
 
 /// The size of `FluxKontextImageScale` for an image of `size`: the one with the nearest shape.
 pub fn kontext(size: (u32, u32)) -> (u32, u32) {
@@ -24,26 +18,12 @@ pub fn to_total(size: (u32, u32), megapixels: f32, multiple: u32) -> Option<(u32
     let multiple = f64::from(multiple.max(1));
     let side = |side: f64| ((side * scale / multiple).round() * multiple).max(multiple);
     let (width, height) = (side(width), side(height));
-    (width * height <= MAX_PIXELS).then_some((width as u32, height as u32))
-}
-
-/// The file of `picture` in the size that its nodes have given it.
-///
-/// # Errors
-/// For a file that is damaged.
-pub fn file_of(picture: &Picture) -> Result<Bytes> {
-    if image_size(&picture.bytes, u64::MAX)? == picture.size {
-        return Ok(picture.bytes.clone());
-    }
-    let (width, height) = picture.size;
-    let scaled = fit(&decode(&picture.bytes)?, width as usize, height as usize);
-    Ok(encode(&scaled, Format::Png, 100, "")?.into())
+    (width * height <= MAX_INPUT_PIXELS as f64).then_some((width as u32, height as u32))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pipeline::request::Image;
 
     #[test]
     fn sizes_are_those_of_comfyui() {
@@ -53,16 +33,5 @@ mod tests {
         assert_eq!(to_total((2000, 1000), 1.0, 16), Some((1456, 720)));
         assert_eq!(to_total((100, 50), 1e6, 1), None);
         assert_eq!(to_total((100, 50), 0.0, 16), Some((16, 16)));
-    }
-
-    #[test]
-    fn a_picture_is_scaled_only_where_a_node_says_so() {
-        let image = Image { width: 100, height: 50, rgb: vec![9; 100 * 50 * 3] };
-        let bytes: Bytes = encode(&image, Format::Png, 90, "").unwrap().into();
-        let picture = |size| Picture { bytes: bytes.clone(), size, margins: None, is_edges: false };
-        assert_eq!(file_of(&picture((100, 50))).unwrap(), bytes);
-        let scaled = decode(&file_of(&picture((64, 64))).unwrap()).unwrap();
-        assert_eq!((scaled.width, scaled.height), (64, 64));
-        assert!(scaled.rgb.iter().all(|value| *value == 9));
     }
 }

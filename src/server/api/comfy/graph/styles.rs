@@ -1,8 +1,9 @@
 //! Nodes that give the model images whose content and style the result has.
 
+use super::picture::Picture;
 use super::place::Place;
 use super::reader::Reader;
-use super::{Conditioning, Output, Picture};
+use super::{Conditioning, Output};
 use crate::server::fault::Fault;
 
 impl Reader<'_> {

@@ -1,8 +1,9 @@
 use serde_json::json;
 
+use super::meaning::strength;
 use super::*;
 use crate::pipeline::images::{Format, encode, image_size};
-use crate::pipeline::request::{ControlMode, Image};
+use crate::pipeline::request::{ControlMode, Image, LoraChoice};
 
 struct Nothing;
 
@@ -12,10 +13,16 @@ impl Surroundings for Nothing {
             "photo.png" => vec![9; 100 * 50 * 3],
             // White on the right.
             "mask.png" => (0..100 * 50).flat_map(|i| [255 * u8::from(i % 100 >= 60); 3]).collect(),
+            "damaged.png" => vec![9; 100 * 50 * 3],
             _ => return Ok(None),
         };
         let image = Image { width: 100, height: 50, rgb };
-        Ok(Some(encode(&image, Format::Png, 90, "").unwrap().into()))
+        let mut bytes = encode(&image, Format::Png, 90, "").unwrap();
+        if name == "damaged.png" {
+            // Its size can still be read.
+            bytes.truncate(60);
+        }
+        Ok(Some(bytes.into()))
     }
 
     fn cached_image(&self, id: &str) -> Result<Option<Bytes>, Fault> {
@@ -102,7 +109,8 @@ fn the_stock_graph_with_a_checkpoint() {
     assert_eq!(meaning.request, request);
     assert_eq!(meaning.model.as_deref(), Some("schnell"));
     assert_eq!(meaning.notes, ["drawn with 8 steps in place of 20"]);
-    assert_eq!(meaning.outputs, [("9".to_string(), "SaveImage".to_string())]);
+    let [output] = meaning.outputs.as_slice() else { panic!("one output") };
+    assert_eq!((&*output.id, &*output.class, output.finish.len()), ("9", "SaveImage", 0));
     let nodes = (&*meaning.text_node, &*meaning.sampler_node, &*meaning.decode_node);
     assert_eq!(nodes, ("6", "3", "8"));
     let other = with(&simple(), json!({"3/sampler_name": "dpmpp_2m", "3/scheduler": "karras"}));
@@ -149,7 +157,8 @@ fn an_image_is_drawn_over_in_exactly_the_steps_of_the_graph() {
     assert_eq!((request.steps, request.width, request.height), (Some(33), Some(96), Some(48)));
     for total in 1..60usize {
         for steps in 0..=total {
-            let strength = strength(Sigmas { total, steps }).to_string().parse::<f64>().unwrap();
+            let strength = strength(Sigmas { total, steps, asked: steps });
+            let strength = strength.to_string().parse::<f64>().unwrap();
             let skipped = (total as f64 - total as f64 * strength) as usize;
             assert_eq!(skipped, total - steps, "{steps} of {total}");
         }
@@ -169,6 +178,10 @@ fn an_image_is_drawn_over_in_exactly_the_steps_of_the_graph() {
     split["13"]["inputs"]["sigmas"] = json!(["50", 1]);
     let request = read(&split).unwrap().request;
     assert_eq!((request.steps, request.strength), (Some(20), Some(0.6)));
+    // Of a model that needs fewer steps, the same part is drawn.
+    let few = with(&split, json!({"12/unet_name": "schnell"}));
+    let request = read(&few).unwrap().request;
+    assert_eq!((request.steps, request.strength), (Some(8), Some(0.625)));
     split["13"]["inputs"]["sigmas"] = json!(["50", 0]);
     assert_eq!(read(&split).unwrap_err().code, "unsupported");
 }
@@ -451,4 +464,69 @@ fn controlnets_are_applied_one_after_another() {
         let fault = read(&with(&graph, change)).unwrap_err();
         assert_eq!(fault.parameter.as_deref(), Some(class), "{}", fault.message);
     }
+}
+
+#[test]
+fn images_are_counted_and_measured_before_one_is_decoded() {
+    let mut graph = simple();
+    graph["20"] = json!({"class_type": "LoadImage", "inputs": {"image": "damaged.png"}});
+    graph["21"] = json!({"class_type": "ImageScale", "inputs":
+        {"image": ["20", 0], "width": 64, "height": 64}});
+    graph["22"] = json!({"class_type": "ControlNetLoader", "inputs": {"control_net_name": "u"}});
+    let mut before = "6".to_string();
+    for number in 30..35 {
+        graph[number.to_string()] = json!({"class_type": "ControlNetApply", "inputs": {
+            "conditioning": [before, 0], "control_net": ["22", 0], "image": ["21", 0],
+            "strength": 1}});
+        before = number.to_string();
+    }
+    let five = with(&graph, json!({"3/positive": ["34", 0]}));
+    let message = read(&five).unwrap_err().message;
+    assert!(message.contains("found 5 ControlNets, expected at most 4"), "{message}");
+    let four = with(&graph, json!({"3/positive": ["33", 0]}));
+    let fault = read(&four).unwrap_err();
+    assert!(!fault.message.contains("ControlNets"), "{}", fault.message);
+    for (width, height) in [(8192, 8192), (0, 8192), (4096, 4096)] {
+        let large = with(
+            &graph,
+            json!({"3/positive": ["30", 0], "21/width": width,
+                                        "21/height": height}),
+        );
+        let fault = read(&large).unwrap_err();
+        assert_eq!(fault.parameter.as_deref(), Some("ImageScale#21"), "{}", fault.message);
+    }
+}
+
+#[test]
+fn what_acts_on_one_of_two_prompts_is_refused() {
+    let mut graph = simple();
+    let more = json!({
+        "10": {"class_type": "FluxGuidance", "inputs": {"guidance": 3.5, "conditioning": ["6", 0]}},
+        "20": {"class_type": "LoadImage", "inputs": {"image": "photo.png"}},
+        "21": {"class_type": "ControlNetLoader", "inputs": {"control_net_name": "union"}},
+        "22": {"class_type": "ControlNetApplyAdvanced", "inputs": {
+            "positive": ["10", 0], "negative": ["7", 0], "control_net": ["21", 0],
+            "image": ["20", 0], "strength": 0.5, "start_percent": 0.0, "end_percent": 1.0}},
+        "23": {"class_type": "VAEEncode", "inputs": {"pixels": ["20", 0], "vae": ["4", 2]}},
+        "24": {"class_type": "ReferenceLatent", "inputs":
+            {"conditioning": ["10", 0], "latent": ["23", 0]}},
+        "25": {"class_type": "ReferenceLatent", "inputs":
+            {"conditioning": ["7", 0], "latent": ["23", 0]}},
+    });
+    graph.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let read = |positive: (&str, u8), negative: (&str, u8), cfg: f64| {
+        let changes = json!({"3/positive": [positive.0, positive.1],
+                             "3/negative": [negative.0, negative.1], "3/cfg": cfg});
+        read(&with(&graph, changes))
+    };
+    let both = read(("22", 0), ("22", 1), 4.0).unwrap();
+    assert_eq!((both.controlnets.len(), both.request.cfg_scale), (1, Some(4.0)));
+    assert!(both.notes.iter().any(|note| note.contains("guidance")), "{:?}", both.notes);
+    let one = read(("22", 0), ("7", 0), 4.0).unwrap_err();
+    assert!(one.message.contains("positive prompt only"), "{}", one.message);
+    // With a CFG of 1 the negative prompt has no effect.
+    assert_eq!(read(("22", 0), ("7", 0), 1.0).unwrap().controlnets.len(), 1);
+    assert!(read(("24", 0), ("7", 0), 4.0).is_err());
+    assert_eq!(read(("24", 0), ("25", 0), 4.0).unwrap().references.len(), 1);
+    assert_eq!(read(("24", 0), ("7", 0), 1.0).unwrap().references.len(), 1);
 }
