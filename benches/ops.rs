@@ -115,8 +115,8 @@ mod peak {
     chains!(f32_512, "avx512f", "vfmadd231ps", "zmm");
     chains!(f32_256, "avx2,fma", "vfmadd231ps", "ymm");
 
-    /// Defines a loop of multiplications of tiles of AMX into four tiles. They hold random bytes: it
-    /// is slower than with zeros, because more power is needed.
+    /// Defines a loop of multiplications of tiles of AMX into four tiles. They hold random bytes,
+    /// with which it is slower than with zeros, because more power is needed.
     macro_rules! tiles {
         ($name:ident, $op:literal) => {
             fn $name() {

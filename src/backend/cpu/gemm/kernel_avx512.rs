@@ -37,8 +37,8 @@ const LARGE: usize = 32;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 unsafe fn large_tile(words: usize, a: *const u32, b: *const u32, c: *mut f32, more: bool) {
     for row in (0..LARGE).step_by(8) {
-        // SAFETY: the caller of `Micro::tile` guarantees panels of `words` words and a tile of LARGE
-        // x NR.
+        // SAFETY: the caller of `Micro::tile` guarantees panels of `words` words and a tile of
+        // LARGE x NR.
         unsafe { rows_tile::<8, LARGE>(words, a.add(row), b, c.add(row * NR), more) }
     }
 }

@@ -58,8 +58,8 @@ pub unsafe fn pack_w(
     }
 }
 
-/// Prefetches part `part.0` of `part.1` of the elements of `rows` that a block needs. Without it, the
-/// rows would be read in pieces of a few hundred bytes, which processors do not foresee.
+/// Prefetches part `part.0` of `part.1` of the elements of `rows` that a block needs. Without it,
+/// the rows would be read in pieces of a few hundred bytes, which processors do not foresee.
 pub fn fetch_w(rows: &[Row], block: &KBlock, part: (usize, usize)) {
     let (from, to) = (rows.len() * part.0 / part.1, rows.len() * (part.0 + 1) / part.1);
     for row in &rows[from..to] {

@@ -10,7 +10,8 @@
 //! Quantising a weight takes about 1 cycle for an element, its products with 1280 rows 10.
 //!
 //! Sums are exact, so they do not depend on anything. The kernels multiply bytes without a sign
-//! with bytes that have one: w is stored as `q + 128`, and a sum begins with `-128 sum(q_x)`.
+//! with bytes that have one: w is stored as `q + 128`, and a sum begins with `-128 sum(q_x)`. Only
+//! AMX multiplies two bytes with signs.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
