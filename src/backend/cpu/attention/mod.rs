@@ -71,7 +71,7 @@ impl Kernel for Work<'_> {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
 unsafe fn run_bf16(work: Work) {
     // SAFETY: the features are enabled here; the caller guarantees the rest.
-    unsafe { work.run_as::<tile::Bf16, 12>() }
+    unsafe { work.run_as::<tile::Bf16<false>, 12>() }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -80,7 +80,7 @@ unsafe fn run_amx(work: Work) {
     // SAFETY: the features are enabled here; the caller guarantees the rest.
     unsafe {
         let _tiles = Tiles::configure();
-        work.run_as::<tile::Amx, SUMS>()
+        work.run_as::<tile::Bf16<true>, SUMS>()
     }
 }
 

@@ -106,19 +106,20 @@ impl<S: Simd> Arith for F32<S> {
 }
 
 #[cfg(target_arch = "x86_64")]
-pub(super) use bf16::{Amx, Bf16};
+pub(super) use bf16::Bf16;
 
 #[cfg(target_arch = "x86_64")]
 mod bf16 {
     use super::super::super::amx::{Rows, STEP, SUMS, sums_of_bf16};
     use super::super::super::simd::x86::Avx512;
-    use super::{Arith, KEYS};
+    use super::{Arith, KEYS, tile};
     use std::arch::x86_64::*;
 
-    /// Products of bf16 pairs, AVX512-BF16.
-    pub(in super::super) struct Bf16;
+    /// Products of bf16 pairs, AVX512-BF16; with `TILES` in the tiles of AMX, where panels have 32
+    /// queries as `[step][query][word]`.
+    pub(in super::super) struct Bf16<const TILES: bool>;
 
-    impl Arith for Bf16 {
+    impl<const TILES: bool> Arith for Bf16<TILES> {
         type S = Avx512;
         type Words = __m512bh;
         const PER_WORD: usize = 2;
@@ -164,49 +165,12 @@ mod bf16 {
                 _mm256_storeu_si256(row.cast::<u16>().add(at).cast(), halves);
             }
         }
-    }
-
-    /// Products of bf16 in the tiles of AMX. Panels have 32 queries, as `[step][query][word]`.
-    pub(in super::super) struct Amx;
-
-    impl Arith for Amx {
-        type S = Avx512;
-        type Words = __m512bh;
-        const PER_WORD: usize = 2;
-
-        #[inline(always)]
-        unsafe fn pair(first: __m512, second: __m512) -> __m512bh {
-            // SAFETY: the promise of the caller.
-            unsafe { Bf16::pair(first, second) }
-        }
-        #[inline(always)]
-        unsafe fn broadcast(from: *const u32) -> __m512bh {
-            // SAFETY: the promise of the caller.
-            unsafe { Bf16::broadcast(from) }
-        }
-        #[inline(always)]
-        unsafe fn load(from: *const u32) -> __m512bh {
-            // SAFETY: the promise of the caller.
-            unsafe { Bf16::load(from) }
-        }
-        #[inline(always)]
-        unsafe fn store_words(to: *mut u32, words: __m512bh) {
-            // SAFETY: the promise of the caller.
-            unsafe { Bf16::store_words(to, words) }
-        }
-        #[inline(always)]
-        unsafe fn dot(sum: __m512, a: __m512bh, b: __m512bh) -> __m512 {
-            // SAFETY: the promise of the caller.
-            unsafe { Bf16::dot(sum, a, b) }
-        }
-        #[inline(always)]
-        unsafe fn store(row: *mut f32, at: usize, v: __m512) {
-            // SAFETY: the promise of the caller.
-            unsafe { Bf16::store(row, at, v) }
-        }
         #[inline(always)]
         fn query_at<const MR: usize>(row: usize, word: usize) -> usize {
-            (word / STEP * MR + row) * STEP + word % STEP
+            match TILES {
+                true => (word / STEP * MR + row) * STEP + word % STEP,
+                false => word * MR + row,
+            }
         }
         #[inline(always)]
         unsafe fn scores<const MR: usize>(
@@ -215,9 +179,13 @@ mod bf16 {
             keys: *const u32,
             scores: *mut f32,
         ) {
-            const { assert!(MR == SUMS) };
-            // SAFETY: the caller configured tiles and passes whole steps, which `Sizes` ensures.
+            const { assert!(!TILES || MR == SUMS) };
+            // SAFETY: the caller passes panels of `words` words; with `TILES`, it configured tiles,
+            // and these are whole steps, which `Sizes` ensures.
             unsafe {
+                if !TILES {
+                    return tile::<Self, MR, 1, MR>(words, queries, keys, None, scores, KEYS);
+                }
                 let queries = Rows::packed(queries);
                 sums_of_bf16(words / STEP, queries, keys, scores.cast(), KEYS, false);
             }
@@ -233,6 +201,10 @@ mod bf16 {
         ) {
             // SAFETY: as above; sums have MR rows, and weights rows that are `KEYS` words apart.
             unsafe {
+                if !TILES {
+                    let keep = Some(keep);
+                    return tile::<Self, MR, KEYS, 1>(words, weights, values, keep, sums, pitch);
+                }
                 for i in 0..MR {
                     let factor = *keep.add(i);
                     // Most maxima stay the same after the first blocks.

@@ -333,11 +333,8 @@ unsafe fn rows_product(
         // SAFETY: the processor has what `micro` needs.
         let _tiles = unsafe { micro.prepare() };
         let mut columns = Columns::new(w, bias, col, cols);
-        let ahead: Vec<Row> = if micro.tiles && !expands {
-            (0..cols).map(|i| w.row(col + i)).collect()
-        } else {
-            Vec::new()
-        };
+        let ahead = if micro.tiles && !expands { cols } else { 0 };
+        let ahead: Vec<Row> = (0..ahead).map(|i| w.row(col + i)).collect();
         let mut buffer =
             vec![0.0; if expands { MAX_LANES * micro.blocking.kc * micro.per_word } else { 0 }];
         for (i, block) in blocks.iter().enumerate() {
