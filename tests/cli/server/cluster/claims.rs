@@ -6,6 +6,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
+use super::super::comfy::graph;
 use super::super::nats::Broker;
 use super::proxy::Proxy;
 use super::{Server, Worker, drawn_by_command, front, ready};
@@ -87,16 +88,19 @@ fn a_request_that_is_refused_leaves_no_image_on_the_broker() {
     let worker = Worker::start(&url, &folder.path().join("worker"));
     worker.wait();
     ready(&front);
-    // A message of the broker has at most a megabyte.
-    let request = json!({"prompt": "x".repeat(1_046_000), "steps": 1, "seed": 1,
-                         "init": noise(), "strength": 0.5});
-    let refused = front.post("/api/v2/jobs", &request);
-    assert_eq!((refused.status, &refused.json()["error"]["code"]), (413, &json!("too_large")));
+    let mut graph = graph(2, 1);
+    graph["20"] = json!({"class_type": "ETN_LoadImageBase64", "inputs": {"image": noise()}});
+    graph["5"] = json!({"class_type": "VAEEncode", "inputs":
+        {"pixels": ["20", 0], "vae": ["4", 2]}});
+    graph["3"]["inputs"]["denoise"] = json!(0.5);
+    // A message of the broker has at most a megabyte, and a job keeps what its client adds.
+    let notes = vec!["x".repeat(1000); 1043];
+    let large = json!({"prompt": graph, "extra_data": {"notes": notes}});
+    let refused = front.post("/prompt", &large);
+    assert_eq!((refused.status, &refused.json()["error"]["type"]), (413, &json!("too_large")));
     assert_eq!(stored(&broker, "refused"), 0);
     // What is accepted is stored.
-    let mut request = request;
-    request["prompt"] = json!("x");
-    front.image(&front.submit(request));
+    assert!(!front.draw_graph(&graph, "9").is_empty());
     assert!(stored(&broker, "refused") > 0);
 }
 
