@@ -57,11 +57,14 @@ pub fn sentence(fault: &Fault) -> String {
 /// every path.
 const EXTRA: (&str, &str) = ("<sd_cpp_extra_args>", "</sd_cpp_extra_args>");
 
-/// A prompt without the fields inside it, and these fields; `None` if it has none.
+/// A prompt without the fields that were inside it, and these fields.
+pub type Split = (String, Map<String, Value>);
+
+/// Cuts the fields out of a prompt; `None` if there are none in it.
 ///
 /// # Errors
 /// 422 if they are not an object.
-pub fn split_extra(prompt: &str) -> Result<Option<(String, Map<String, Value>)>, Fault> {
+pub fn split_extra(prompt: &str) -> Result<Option<Split>, Fault> {
     let Some((before, rest)) = prompt.split_once(EXTRA.0) else { return Ok(None) };
     let wrong = || Fault::invalid("prompt", "prompt: the fields in it are not a JSON object");
     let (inside, after) = rest.split_once(EXTRA.1).ok_or_else(wrong)?;
