@@ -9,7 +9,7 @@ use super::model::{Model, Networks};
 use super::noise::TorchGenerator;
 use super::open_device::OpenDevice;
 use super::phases::tokens::pack;
-use super::phases::{KeptLatents, MaskSampling, Values};
+use super::phases::{KeptLatents, MaskSampling, Phases, Values};
 use super::progress::{Listener, send};
 use super::recover::Recovery;
 use super::request::{Generated, Image, Request, Settings, foreign_syntax};
@@ -134,11 +134,7 @@ fn generate_once(
         on(event)
     })?;
     if loaded.keeps_speeds {
-        let programs = phases.reports();
-        let cache = cache_folder();
-        let mut speeds = Speeds::load(&cache);
-        speeds.add(&device.speed_key(), &programs, &watch);
-        speeds.save(&cache);
+        remember_speeds(device, &phases, &watch);
     }
     drop(phases);
     let Values { mut images, latents, .. } = values;
@@ -148,6 +144,14 @@ fn generate_once(
         images.iter_mut().for_each(|image| *image = masking.put_back(was_drawn.then_some(image)));
     }
     Ok(Generated { images, latents, settings })
+}
+
+/// Adds the speeds of this run to those that the cache folder stores.
+fn remember_speeds(device: &OpenDevice, phases: &Phases<'_>, watch: &Stopwatch) {
+    let cache = cache_folder();
+    let mut speeds = Speeds::load(&cache);
+    speeds.add(&device.speed_key(), &phases.reports(), watch);
+    speeds.save(&cache);
 }
 
 /// What the model sees of a control image that was `fitted`: Canny the edges of a photo, and a

@@ -199,9 +199,9 @@ fn distance(a: f64, b: f64) -> f64 {
 
 /// A speed to assume for this processor with `threads` threads, in 10^12 operations a second. With
 /// AVX512-BF16 it is that of a step of dev at 1024x1024 on 2 cores of an AMD EPYC (74 * 10^12
-/// operations in 110 s), with AVX2 0.27 times as much, as measured for products. With AMX it is that
-/// of two blocks of klein on 2 cores of a Xeon (benches/results/2026-11-30-amx.md). The others are
-/// estimates between and below.
+/// operations in 110 s), with AVX2 0.27 times as much, as measured for products. With AMX it is
+/// that of two blocks of klein on 2 cores of a Xeon (benches/results/2026-11-30-amx.md). The others
+/// are estimates between and below.
 pub fn assumed_cpu(threads: usize) -> f64 {
     let core = match Isa::detect() {
         Isa::Amx => 0.5,

@@ -178,8 +178,8 @@ impl Server {
             let (what, hint) = match inputs.controlnets {
                 true => (
                     "this server has no networks for style images with this model",
-                    "install FLUX.1 Redux and SigLIP (flux-fast pull \
-                     black-forest-labs/FLUX.1-Redux-dev), or leave the style images out",
+                    "install FLUX.1 Redux and SigLIP (black-forest-labs/FLUX.1-Redux-dev) on the \
+                     server's machine, or leave the style images out",
                 ),
                 false => (
                     "this model does not read style images",

@@ -109,7 +109,7 @@ pub async fn subscribe() -> Json<Value> {
 pub async fn upload(Path((folder, _)): Path<(String, String)>) -> Fault {
     let message = format!("files cannot be uploaded into the folder {folder} of this server");
     Fault::new(403, "forbidden", message)
-        .hint("put the file into a folder that `flux-fast models` lists, on the server's machine")
+        .hint("put the file into a folder of models on the server's machine")
 }
 
 #[cfg(test)]

@@ -4,8 +4,8 @@ use super::super::{MAX_LANES, NC};
 use super::IntegerMicro;
 
 /// Words of k in a block of the kernels with vectors. Longer blocks than those of floats: a tile of
-/// integers is done so soon that adding its sums to memory would show (5 % with 192 words). 256 rows
-/// of w are 768 KiB then, which fit in L2.
+/// integers is done so soon that adding its sums to memory would show (5 % with 192 words). 256
+/// rows of w are 768 KiB then, which fit in L2.
 pub const KC: usize = 768;
 
 /// Rows of integers are padded with zeros to a multiple of this many bytes.

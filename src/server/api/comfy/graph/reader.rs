@@ -184,13 +184,7 @@ impl<'a> Reader<'a> {
             | "InstructPixToPixConditioning" => self.image_conditioning(node, slot),
             "ImageCompositeMasked" => self.composite(node),
             "ETN_ApplyMaskToImage" => self.cut_out(node),
-            // Masks with gray pixels are always drawn like that.
-            "DifferentialDiffusion" => {
-                if node.inputs.get("strength").is_some() && self.real(node, "strength")? != 1.0 {
-                    self.note("a mask with gray pixels acts with its full strength");
-                }
-                self.model(node, "model").map(Output::Model)
-            }
+            "DifferentialDiffusion" => self.differential(node).map(Output::Model),
             "LoadImage" | "LoadImageOutput" | "ETN_LoadImageBase64" | "ETN_LoadImageCache" => {
                 self.load(node).map(Output::Picture)
             }
@@ -198,14 +192,7 @@ impl<'a> Reader<'a> {
             | "ImageScaleToTotalPixels"
             | "FluxKontextImageScale"
             | "HintImageEnchance" => self.scale(node),
-            "GetImageSize" => {
-                let (width, height) = match self.link(node, "image")? {
-                    Output::Images(drawn) => drawn.size,
-                    _ => self.picture(node)?.size,
-                };
-                let all = [width, height, 1];
-                Ok(Output::Value(all.get(slot).copied().unwrap_or(1).into()))
-            }
+            "GetImageSize" => self.image_size(node, slot),
             "KSampler" | "KSamplerAdvanced" | "SamplerCustomAdvanced" => {
                 self.sample(node).map(|drawing| Output::Latent(Latent::Drawn(Box::new(drawing))))
             }
@@ -237,6 +224,24 @@ impl<'a> Reader<'a> {
             }
             _ => self.of_packages(node, slot),
         }
+    }
+
+    /// Masks with gray pixels are always drawn by differential diffusion.
+    fn differential(&mut self, node: &Place) -> Result<Model, Fault> {
+        if node.inputs.get("strength").is_some() && self.real(node, "strength")? != 1.0 {
+            self.note("a mask with gray pixels acts with its full strength");
+        }
+        self.model(node, "model")
+    }
+
+    /// Width, height and number of images.
+    fn image_size(&mut self, node: &Place, slot: usize) -> Result<Output, Fault> {
+        let (width, height) = match self.link(node, "image")? {
+            Output::Images(drawn) => drawn.size,
+            _ => self.picture(node)?.size,
+        };
+        let all = [width, height, 1];
+        Ok(Output::Value(all.get(slot).copied().unwrap_or(1).into()))
     }
 
     fn lora(&mut self, node: &Place, slot: usize) -> Result<Output, Fault> {
