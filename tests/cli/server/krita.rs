@@ -220,8 +220,6 @@ fn a_selection_of_the_plugin_leaves_the_rest_of_the_canvas_alone() {
     let server = Server::start(folder.path(), &[]);
     for (recorded, name) in [
         (recorded!("fill"), "fill"),
-        (recorded!("add_object"), "add_object"),
-        (recorded!("remove_object"), "remove_object"),
         (recorded!("replace_background"), "replace_background"),
         (recorded!("refine_region"), "refine_region"),
     ] {
