@@ -43,6 +43,14 @@ impl Recorded {
         ids
     }
 
+    /// The first column and row of the canvas that its result has.
+    fn offset(&self) -> (u32, u32) {
+        let mut nodes = self.0["prompt"].as_object().unwrap().values();
+        let cut = nodes.find(|node| node["class_type"] == "CropMask");
+        let of = |name: &str| cut.map_or(0, |cut| cut["inputs"][name].as_u64().unwrap() as u32);
+        (of("x"), of("y"))
+    }
+
     /// Uploads the images, sends the graph, and returns what the plugin would receive.
     fn draw(&self, server: &Server) -> Vec<u8> {
         for id in self.ids() {
@@ -205,11 +213,7 @@ fn the_plugin_repaints_a_selection() {
                 strength,
             ],
         );
-        let nodes = recorded.0["prompt"].as_object().unwrap().values();
-        let cut = nodes.clone().find(|node| node["class_type"] == "ImageCrop");
-        let offset = |name: &str| cut.map_or(0, |cut| cut["inputs"][name].as_u64().unwrap() as u32);
-        let result = recorded.draw(&server);
-        check_selection(&result, &by_command, &mask, (offset("x"), offset("y")));
+        check_selection(&recorded.draw(&server), &by_command, &mask, recorded.offset());
     }
 }
 
@@ -220,8 +224,6 @@ fn a_selection_of_the_plugin_leaves_the_rest_of_the_canvas_alone() {
     let server = Server::start(folder.path(), &[]);
     for (recorded, name) in [
         (recorded!("fill"), "fill"),
-        (recorded!("add_object"), "add_object"),
-        (recorded!("remove_object"), "remove_object"),
         (recorded!("replace_background"), "replace_background"),
         (recorded!("refine_region"), "refine_region"),
     ] {
@@ -229,10 +231,7 @@ fn a_selection_of_the_plugin_leaves_the_rest_of_the_canvas_alone() {
         let (canvas, mask) = (rgb(&recorded.image(canvas)), recorded.image(mask));
         let mask = image::load_from_memory(&mask).unwrap().into_luma8();
         let result = rgba(&recorded.draw(&server));
-        let nodes = recorded.0["prompt"].as_object().unwrap().values();
-        let cut = nodes.clone().find(|node| node["class_type"] == "ImageCrop");
-        let offset = |name: &str| cut.map_or(0, |cut| cut["inputs"][name].as_u64().unwrap() as u32);
-        let (left, top) = (offset("x"), offset("y"));
+        let (left, top) = recorded.offset();
         let (mut kept, mut changed) = (0, 0);
         for (x, y, pixel) in result.enumerate_pixels() {
             let old = canvas.get_pixel(x + left, y + top);
