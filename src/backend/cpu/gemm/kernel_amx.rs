@@ -7,7 +7,7 @@
 //!
 //! A step of 32 k needs 4 KiB of panels in 64 cycles. Those of x stay in L1, with those of w
 //! streaming through it from L2: blocks of 128 words measured faster than 64 or 192. Random numbers
-//! multiply at three quarters of the rate of zeros: the power of the processor is the limit.
+//! multiply at four fifths of the rate of zeros: the power of the processor is the limit.
 
 use std::arch::x86_64::*;
 
