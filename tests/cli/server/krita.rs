@@ -202,7 +202,7 @@ fn the_plugin_repaints_a_selection() {
             &[
                 "a red fox",
                 "--steps",
-                "3",
+                steps,
                 "--seed",
                 "7",
                 "-i",
@@ -211,6 +211,8 @@ fn the_plugin_repaints_a_selection() {
                 &selected,
                 "--strength",
                 strength,
+                "--guidance",
+                guidance,
             ],
         );
         check_selection(&recorded.draw(&server), &by_command, &mask, recorded.offset());
