@@ -38,15 +38,19 @@ fn detect() -> Amx {
         // SAFETY: the caller has checked that the system enabled the instruction.
         unsafe { _xgetbv(0) }
     }
-    if __cpuid(0).eax < 7 {
-        return Amx::Absent;
-    }
+    #[allow(unused_unsafe, reason = "the oldest Rust that builds this needs it")]
+    // SAFETY: every x86-64 processor has the instruction, and leaf 7 is read only where it exists.
+    let (features, extended) = unsafe {
+        let most = __cpuid(0).eax;
+        let extended = if most < 7 { 0 } else { __cpuid_count(7, 0).edx };
+        (__cpuid(1).ecx, extended)
+    };
     // amx-bf16, amx-tile and amx-int8.
     let needed = 1 << 22 | 1 << 24 | 1 << 25;
-    if __cpuid_count(7, 0).edx & needed != needed {
+    if extended & needed != needed {
         return Amx::Absent;
     }
-    let os_saves = std::is_x86_feature_detected!("xsave") && __cpuid(1).ecx & 1 << 27 != 0;
+    let os_saves = std::is_x86_feature_detected!("xsave") && features & 1 << 27 != 0;
     // XTILECFG and XTILEDATA.
     let state = 1 << 17 | 1 << 18;
     // SAFETY: the processor and the system have the instruction.
