@@ -19,6 +19,7 @@
 //! quantised: `nested_absmax`, `nested_quant_map`. Scales of activations (`input_scale`) are not
 //! used.
 
+mod bitsandbytes;
 mod layer;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
