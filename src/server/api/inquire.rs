@@ -94,7 +94,7 @@ fn size_in_place((name, value): (&str, Option<Value>)) -> Result<Option<(usize, 
     }
 }
 
-/// The mask that a part of an image of `size` stands for.
+/// The mask that repaints the rectangle `part` of an image of `size`.
 fn mask_in_place(part: &Value, size: Option<(usize, usize)>) -> Result<DraftMask, Fault> {
     let numbers: Option<Vec<usize>> = part
         .as_array()
