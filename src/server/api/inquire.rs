@@ -109,7 +109,7 @@ fn mask_in_place(part: &Value, size: Option<(usize, usize)>) -> Result<DraftMask
             Ok(DraftMask { png: Bytes::new(), size: (width, height), repainted })
         }
         _ => Err(Fault::invalid(MASK_BOX, format!("{MASK_BOX}: expected a part of {INIT_SIZE}"))
-            .hint("[first column, first row, columns, rows]")),
+            .hint("give [left, top, width, height] in pixels")),
     }
 }
 
