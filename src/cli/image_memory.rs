@@ -123,10 +123,12 @@ fn megabytes(bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::words::Typed;
 
     /// The bound that the refusal of `decodings` in 1 MB names.
     fn named(decodings: &[Decoding], run_bytes: u64) -> u64 {
-        let refused = check(decodings, ByteSize(1_000_000), run_bytes).unwrap_err().to_string();
+        let refused = check(decodings, ByteSize(1_000_000), run_bytes).unwrap_err();
+        let refused = refused.in_words(&Typed).hint().unwrap();
         let number = refused.split("--ram ").nth(1).and_then(|text| text.split('M').next());
         number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{refused}"))
     }

@@ -323,7 +323,7 @@ fn codes_of_four_bits_stand_for_the_integers_of_comfy_kitchen() {
     for (case, what) in [
         ("fine", "in groups that are not a multiple of 16"),
         ("six", "with codes of 6 bits"),
-        ("offsets", "with offsets of groups"),
+        ("offsets", "with offsets of groups (correction)"),
         ("uniform", "without a codebook"),
         ("own", "with a codebook of its own"),
     ] {
