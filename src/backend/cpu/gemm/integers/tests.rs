@@ -10,11 +10,12 @@ fn runnable() -> Vec<(&'static str, &'static IntegerMicro)> {
     let mut all = vec![("portable", &PORTABLE)];
     #[cfg(target_arch = "x86_64")]
     {
-        let has = Isa::available();
-        all.extend(has.contains(&Isa::Avx2).then_some(("avx2", &AVX2)));
-        all.extend(avx_vnni().map(|m| ("avx_vnni", m)));
-        all.extend(has.contains(&Isa::Amx).then_some(("amx", &AMX)));
-        all.extend(has.contains(&Isa::Avx512Vnni).then_some(("avx512vnni", &AVX512VNNI)));
+        use super::super::testing::{has, is_tested};
+        let levels = [("avx2", &AVX2), ("avx512vnni", &AVX512VNNI), ("amx", &AMX)];
+        all.extend(levels.into_iter().filter(|&(name, m)| has(name, m.isa)));
+        let vnni = avx_vnni();
+        is_tested("avx_vnni", "avxvnni", vnni.is_some());
+        all.extend(vnni.map(|m| ("avx_vnni", m)));
     }
     all
 }
