@@ -8,8 +8,8 @@
 # The run ends within LIMIT seconds (480): a part that would begin too late is left out and named.
 # Variables: MODELS (synthetic:klein synthetic:schnell synthetic:dev), SIZE (1024x1024), STEPS (2),
 # BUDGETS (none 12G 8G), COMPUTES (auto int8 fp8), CASES (a regular expression of kernels).
-# Synthetic checkpoints of up to 17 GB are written into XDG_CACHE_HOME where they are missing, within
-# the time of the run: a second run measures more.
+# Synthetic checkpoints of up to 17 GB are written into XDG_CACHE_HOME where they are missing,
+# within the time of the run: a second run measures more.
 #
 # Without a GPU, on the fake driver (times mean nothing there):
 #   LD_LIBRARY_PATH=FAKE FLUX_FAKE_CUDA=kernels=skip,poison=0 MODELS=embedded SIZE=256x256 \

@@ -73,8 +73,8 @@ template <int N> DEVICE void registers_fewer() { asm volatile("setmaxnreg.dec.sy
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // From CUDA 12.8 on ptxas moves a wait up, in front of computations that should overlap with the
-// products. It keeps this barrier of a warp in its place, whose mask depends on `last`, the result of
-// these computations: all lanes, since `last` is never the smallest number above zero.
+// products. It keeps this barrier of a warp in its place, whose mask depends on `last`, the result
+// of these computations: all lanes, since `last` is never the smallest number above zero.
 DEVICE void wgmma_wait_not_before(float last) {
     asm volatile("{\n.reg .pred p;\n.reg .b32 m;\nsetp.ne.b32 p, %0, 1;\nselp.b32 m, 0xffffffff, 0x7fffffff, p;\nbar.warp.sync m;\n}"
                  ::"r"(__float_as_uint(last)) : "memory");

@@ -356,6 +356,7 @@ fn instructions() -> Vec<&'static str> {
     ];
     let amx = match amx() {
         Amx::Usable => Some("amx"),
+        Amx::Refused if cfg!(not(target_os = "linux")) => Some("amx (used on Linux only)"),
         Amx::Refused => Some("amx (not permitted by the system)"),
         Amx::Absent => None,
     };

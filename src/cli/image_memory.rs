@@ -36,12 +36,14 @@ pub struct Decoding {
     pub bytes: u64,
     /// The part of it that the image keeps, in bytes.
     pub kept: u64,
+    /// The memory that was too much when the image did not fit, or 0, in bytes.
+    pub refused: u64,
 }
 
 impl Decoding {
     /// Of the file at `path`, which needs `bytes` and keeps none of them.
     pub fn of(what: &'static str, reading: Reading, path: &Path, bytes: u64) -> Decoding {
-        Decoding { what, parameter: None, reading, path: path.into(), bytes, kept: 0 }
+        Decoding { what, parameter: None, reading, path: path.into(), bytes, kept: 0, refused: 0 }
     }
 
     /// Of `file`, which is decoded and kept in its own size.
@@ -52,15 +54,20 @@ impl Decoding {
         Decoding { kept, ..Decoding::of(what, Reading::Whole, path, bytes) }
     }
 
-    /// Whether there is memory for it now, within `ram`.
-    pub fn fits(&self, ram: Option<ByteSize>) -> bool {
-        ram.is_none_or(|ram| self.need(0) <= ram.0)
+    /// Whether there is memory for it now, within `ram`. If not, [`check`] refuses it, too, even if
+    /// the process is smaller by then (memory was released or moved to swap): the run would draw
+    /// without the image.
+    pub fn fits(&mut self, ram: Option<ByteSize>) -> bool {
+        let need = self.need(0);
+        let fits = ram.is_none_or(|ram| need <= ram.0);
+        self.refused = if fits { 0 } else { need };
+        fits
     }
 
     /// The memory of the process while the image is decoded, in bytes, if it has `held` bytes more
     /// than now before that.
     fn need(&self, held: u64) -> u64 {
-        host::steady_memory() + held + self.bytes + SPARE_BYTES
+        (host::steady_memory() + held + self.bytes + SPARE_BYTES).max(self.refused)
     }
 
     /// The error for an image that needs `need` bytes, more than `ram`, in a run that needs
@@ -146,7 +153,13 @@ mod tests {
         assert!((48..64).contains(&(both - one)), "{one} {both}");
         assert_eq!(named(&[small, large.clone()], 9_000_000_000), 9_000);
         let enough = ByteSize(one * 1_000_000);
-        assert!(check(std::slice::from_ref(&large), enough, 0).is_ok() && large.fits(Some(enough)));
-        assert!(large.fits(None) && !large.fits(Some(ByteSize(1 << 30))));
+        assert!(check(std::slice::from_ref(&large), enough, 0).is_ok());
+        let mut late = large;
+        assert!(late.fits(Some(enough)) && late.fits(None));
+        // What did not fit is refused later, too, though the process may be smaller then.
+        let bound = ByteSize(1 << 30);
+        assert!(!late.fits(Some(bound)));
+        late.bytes = 0;
+        assert!(check(&[late], bound, 0).is_err());
     }
 }

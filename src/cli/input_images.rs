@@ -137,7 +137,7 @@ impl InputImages {
         let bytes = file.mask_bytes() + mask_bytes;
         let is_certain = mask.is_some() || args.outpaint.is_some();
         let (width, height) = file.size();
-        let decoding = Decoding {
+        let mut decoding = Decoding {
             kept: 4 * (width * height) as u64,
             ..Decoding::of(START, Reading::Whole, path, bytes)
         };
@@ -167,7 +167,7 @@ impl InputImages {
     fn open_style(&mut self, path: &Path, ram: Option<ByteSize>) -> Result<Image> {
         let file = ImageFile::open(path)?;
         file.check_whole().map_err(|e| e.at_path(path))?;
-        let decoding = Decoding {
+        let mut decoding = Decoding {
             parameter: Some("style"),
             ..Decoding::whole("the style image", path, &file, file.whole_bytes())
         };

@@ -200,11 +200,11 @@ fn distance(a: f64, b: f64) -> f64 {
 /// A speed to assume for this processor with `threads` threads, in 10^12 operations a second. With
 /// AVX512-BF16 it is that of a step of dev at 1024x1024 on 2 cores of an AMD EPYC (74 * 10^12
 /// operations in 110 s), with AVX2 0.27 times as much, as measured for products. With AMX it is
-/// that of two blocks of klein on 2 cores of a Xeon (benches/results/2026-11-30-amx.md). The others
-/// are estimates between and below.
+/// that of two blocks of klein on 2 cores of a Xeon (0.84 * 10^12 operations in 1.30 s:
+/// benches/results/2026-11-30-amx.md). The others are estimates between and below.
 pub fn assumed_cpu(threads: usize) -> f64 {
     let core = match Isa::detect() {
-        Isa::Amx => 0.5,
+        Isa::Amx => 0.32,
         Isa::Avx512Bf16 => 0.34,
         Isa::Avx512 | Isa::Avx512Vnni => 0.15,
         Isa::Avx2 => 0.09,

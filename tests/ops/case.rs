@@ -2,9 +2,10 @@
 //! result.
 
 use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use flux_fast::backend::cpu::isa::Isa;
 use flux_fast::backend::cpu::{CpuBackend, CpuOptions, variants};
@@ -258,20 +259,15 @@ impl Case {
     #[track_caller]
     pub fn check_on_cpu(&self, op: impl Into<Op>, left_alone: usize) {
         let op = op.into();
-        let name = op.name();
-        let all = variants::names(name).expect("every operation has variants");
+        let all = runnable(op.name());
         let image = self.image();
-        let (reference, _) = *all.last().unwrap();
+        let reference = *all.last().unwrap();
         let expected_image = self.run(op, reference, 1, &image).unwrap();
         self.check_surroundings(&op, reference, &image, &expected_image);
         let expected = self.written(&op, &expected_image);
         let nan = expected.iter().filter(|x| x.is_nan()).count();
         assert_eq!(nan, left_alone, "{reference}: elements not written: {op}");
-        for (variant, needs) in all {
-            if needs > Isa::detect() {
-                eprintln!("SKIPPED {variant}: this machine has no {}", needs.name());
-                continue;
-            }
+        for variant in all {
             if variant != reference && variant.contains("_int8_") != self.in_integers(&op) {
                 continue;
             }
@@ -331,14 +327,27 @@ impl Case {
             let range = self.range(out);
             image[range].fill(0);
         }
-        for (variant, needs) in variants::names(op.name()).unwrap() {
-            if needs <= Isa::detect() {
-                let after = self.run(op, variant, 2, &image).unwrap();
-                let found = self.written(&op, &after);
-                assert!(found.iter().any(|x| x.is_nan()), "{variant}: lost a NaN: {op}");
-            }
+        for variant in runnable(op.name()) {
+            let after = self.run(op, variant, 2, &image).unwrap();
+            let found = self.written(&op, &after);
+            assert!(found.iter().any(|x| x.is_nan()), "{variant}: lost a NaN: {op}");
         }
     }
+}
+
+/// The variants of the operation `op` that this machine can run on the CPU, best first; the
+/// reference is the last. Says of the others that they are skipped, once for each.
+pub fn runnable(op: &str) -> Vec<&'static str> {
+    static SKIPPED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    let all = variants::names(op).expect("every operation has variants");
+    let has = |&(name, needs): &(&'static str, Isa)| {
+        let has = needs <= Isa::detect();
+        if !has && SKIPPED.lock().unwrap_or_else(PoisonError::into_inner).insert(name) {
+            eprintln!("SKIPPED {name}: this machine has no {}", needs.name());
+        }
+        has
+    };
+    all.into_iter().filter(has).map(|(name, _)| name).collect()
 }
 
 /// Checks that the relative error is at most `bound`, and that the same elements are NaN.

@@ -114,6 +114,20 @@ pub fn check_bits(case: &Case, op: Op, expected: &[f32]) {
     });
 }
 
+/// The bits that the CUDA variants that accept `op` write in F32, in the order of the table. Empty
+/// without the fake driver, whose sums `with_hardware_sums` changes.
+#[track_caller]
+pub fn bits(case: &Case, op: Op) -> Vec<u32> {
+    let fake = driver::get().filter(|driver| matches!(driver, Driver::Fake(_)));
+    let Some(driver) = fake else { return Vec::new() };
+    let (narrow, _) = typed(case, &op, true);
+    let mut all = Vec::new();
+    run_all(driver, &narrow, over(op, &narrow), &mut |_, found| {
+        all.extend(found.iter().map(|x| x.to_bits()));
+    });
+    all
+}
+
 fn bound(op: &Op, variant: &str) -> f64 {
     let wide = op.writes().iter().all(|t| t.dtype == DType::F32);
     let products = matches!(op, Op::Linear(_) | Op::Conv2d(_) | Op::Attention(_));

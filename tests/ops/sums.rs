@@ -2,7 +2,7 @@
 //! hold for them, too.
 
 use flux_fast::dtype::DType;
-use flux_fast::op::{Attention, Conv2d, ConvShape, Epilogue, Linear};
+use flux_fast::op::{Attention, Conv2d, ConvShape, Epilogue, Linear, Op};
 
 use crate::case::Case;
 use crate::cuda;
@@ -58,4 +58,18 @@ fn products_stay_within_their_bounds_with_the_sums_of_tensor_cores() {
         let out = c.output(9 * 7, 72);
         cuda::check(&c, Conv2d { x, w, bias: None, shape, residual: None, out }.into(), 0);
     });
+}
+
+#[test]
+fn the_sums_of_tensor_cores_are_not_those_of_the_nearest_number() {
+    let mut c = Case::new();
+    let (rows, k, n) = (20, 256, 72);
+    let (x, w, out) =
+        (c.input(rows, k).all(), c.weight(n, k, DType::BF16), c.output(rows, n).all());
+    let (bias, factors, side, epilogue) = (None, None, None, Epilogue::None);
+    let op = Op::Linear(Linear { x, w, bias, factors, side, epilogue, out });
+    let nearest = cuda::bits(&c, op);
+    let mut cut = Vec::new();
+    cuda::with_hardware_sums(|| cut = cuda::bits(&c, op));
+    assert!(nearest.is_empty() || nearest != cut, "the setting of the fake driver has no effect");
 }

@@ -13,7 +13,8 @@
 pub enum Amx {
     /// The processor has no AMX for bf16 and bytes.
     Absent,
-    /// The processor has it, but the operating system does not let this process use it.
+    /// The processor has it, but the operating system does not let this process use it, or is not
+    /// Linux.
     Refused,
     /// It can be used.
     Usable,
@@ -81,8 +82,9 @@ pub const SUMS: usize = 32;
 /// Words of k of a tile.
 pub const STEP: usize = 16;
 
-/// While this exists, the tiles of this thread are configured: eight of 16 rows of 64 bytes.
-pub struct Tiles(());
+/// While this exists, the tiles of this thread are configured: eight of 16 rows of 64 bytes. It
+/// cannot be sent to another thread.
+pub struct Tiles(std::marker::PhantomData<*const ()>);
 
 impl Tiles {
     /// Configures the tiles of this thread.
@@ -117,7 +119,7 @@ impl Tiles {
                 );
             }
         }
-        Tiles(())
+        Tiles(std::marker::PhantomData)
     }
 }
 

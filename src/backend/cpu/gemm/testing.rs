@@ -1,6 +1,7 @@
 //! Random operands and an error measure, for the tests of the matrix kernels.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::super::isa::Isa;
 use super::super::linear::Variant;
@@ -125,9 +126,24 @@ pub fn error(got: &[f32], want: &[f64]) -> f64 {
     difference.sqrt() / norm.sqrt().max(f64::MIN_POSITIVE)
 }
 
-/// The variants of `table` that this processor can run.
+/// The variants of `table` for floats that this processor can run.
 pub fn runnable(table: &'static [Variant]) -> impl Iterator<Item = &'static Variant> {
-    table.iter().filter(|v| v.needs <= Isa::detect() && !v.is_of_integers())
+    table.iter().filter(|v| !v.is_of_integers() && has(v.name, v.needs))
+}
+
+/// Whether this processor can run the kernel `name`, which needs `needs`.
+pub fn has(name: &'static str, needs: Isa) -> bool {
+    is_tested(name, needs.name(), needs <= Isa::detect())
+}
+
+/// Returns `has`: whether this processor has `needs`, and so tests run the kernel `name`. If not,
+/// says so, once for each kernel.
+pub fn is_tested(name: &'static str, needs: &str, has: bool) -> bool {
+    static SKIPPED: Mutex<BTreeSet<&str>> = Mutex::new(BTreeSet::new());
+    if !has && SKIPPED.lock().unwrap_or_else(PoisonError::into_inner).insert(name) {
+        eprintln!("SKIPPED {name}: this machine has no {needs}");
+    }
+    has
 }
 
 /// The error that `v` is allowed to have.

@@ -199,9 +199,11 @@ fn subnormal_weights_keep_their_value() {
 #[test]
 fn threads_do_not_change_a_bit() {
     let mut random = Random::new(6);
-    let (rows, k, n) = (150, 1200, 330);
+    // More rows than a task of AMX has, and several blocks of k.
+    let (rows, k, n) = (600, 1200, 330);
     let x = random.vec(rows * k);
     let w = weight(&mut random, k, &[(n, BF16)]);
+    let want = sums(&x, &w, None);
     for v in runnable(LINEAR) {
         let on = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
@@ -209,6 +211,8 @@ fn threads_do_not_change_a_bit() {
         };
         let one = on(1);
         assert!(one == on(2) && one == on(7), "{} depends on the number of threads", v.name);
+        let e = error(&one, &want);
+        assert!(e <= tolerance(v), "{}: {e:e}", v.name);
     }
 }
 

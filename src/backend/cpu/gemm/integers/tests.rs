@@ -10,11 +10,12 @@ fn runnable() -> Vec<(&'static str, &'static IntegerMicro)> {
     let mut all = vec![("portable", &PORTABLE)];
     #[cfg(target_arch = "x86_64")]
     {
-        let has = Isa::available();
-        all.extend(has.contains(&Isa::Avx2).then_some(("avx2", &AVX2)));
-        all.extend(avx_vnni().map(|m| ("avx_vnni", m)));
-        all.extend(has.contains(&Isa::Amx).then_some(("amx", &AMX)));
-        all.extend(has.contains(&Isa::Avx512Vnni).then_some(("avx512vnni", &AVX512VNNI)));
+        use super::super::testing::{has, is_tested};
+        let levels = [("avx2", &AVX2), ("avx512vnni", &AVX512VNNI), ("amx", &AMX)];
+        all.extend(levels.into_iter().filter(|&(name, m)| has(name, m.isa)));
+        let vnni = avx_vnni();
+        is_tested("avx_vnni", "avxvnni", vnni.is_some());
+        all.extend(vnni.map(|m| ("avx_vnni", m)));
     }
     all
 }
@@ -189,16 +190,19 @@ fn every_kernel_gives_the_sums_of_the_definition() {
 #[test]
 fn more_rows_than_are_packed_at_once_and_any_number_of_threads_give_the_same() {
     let mut random = Random::new(12);
-    let (rows, k, n) = (3100, 16, 70);
-    let x = random.vec(rows * k);
-    let w = weight(&mut random, k, &[(n, F16)]);
-    for (name, m) in runnable() {
+    // The second has, for AMX, more rows of x than a task keeps sums of, and more bytes in 256 rows
+    // of w than a task packs.
+    for (rows, k, n) in [(3100, 16, 70), (560, 3328, 264)] {
+        let x = random.vec(rows * k);
+        let w = weight(&mut random, k, &[(n, F16)]);
         let w = Integers { weight: &w, int8: rotated(16), factors: None };
         let want = expected(&x, w.weight, w.int8, None);
-        for threads in [1, 2, 7] {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let found = pool.install(|| run(m, &x, w, None, None));
-            assert!(found == want, "{name} on {threads} threads");
+        for (name, m) in runnable() {
+            for threads in [1, 2, 7] {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let found = pool.install(|| run(m, &x, w, None, None));
+                assert!(found == want, "{name} {rows} x {k} x {n} on {threads} threads");
+            }
         }
     }
 }
