@@ -10,7 +10,7 @@ use super::{Latent, Output, UNIT};
 use crate::pipeline::images::{Filter, MaskMarks};
 use crate::pipeline::request::{Margins, Mask};
 use crate::server::api::comfy::finish::Finish;
-use crate::server::draft::parse_image;
+use crate::server::draft::{parse_image, size_of};
 use crate::server::fault::Fault;
 use crate::server::masks::{DraftMask, read_mask};
 
@@ -18,6 +18,9 @@ use crate::server::masks::{DraftMask, read_mask};
 const MAX_GROWTH: i64 = 1024;
 /// The seam of margins, in pixels: what the node has by default.
 const FEATHERING: u64 = 40;
+
+/// The most products that the blurs of one mask need: a few seconds of one core.
+const MAX_PRODUCTS: u64 = 8_000_000_000;
 
 /// What is repainted.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,13 +64,30 @@ impl GraphMask {
         }
     }
 
+    /// The number of its changes.
+    pub fn change_count(&self) -> usize {
+        match self {
+            GraphMask::Marked { changes, .. } => changes.len(),
+            GraphMask::Margins(_) => 0,
+        }
+    }
+
     /// Its pixels.
     ///
     /// # Errors
-    /// For a file that cannot be read, for the mask of margins, and 503 if many are being read.
+    /// For a file that cannot be read, for the mask of margins, for blurs that take too long, and
+    /// 503 if many are being read.
     pub fn pixels(&self) -> Result<Mask, Fault> {
         match self {
             GraphMask::Marked { bytes, marks, changes } => {
+                let (width, height) = size_of(bytes, "mask")?;
+                let pixels = u64::from(width) * u64::from(height);
+                let products = changes.iter().map(|change| change.products(pixels));
+                if products.fold(0, u64::saturating_add) > MAX_PRODUCTS {
+                    let message = "the mask is blurred over too many pixels: blur it less, or \
+                                   use a smaller mask";
+                    return Err(Fault::invalid("mask", message));
+                }
                 let apply = |mask: &mut Mask| changes.iter().for_each(|change| change.apply(mask));
                 read_mask("mask", bytes, *marks, apply)
             }
@@ -282,6 +302,9 @@ impl Reader<'_> {
                 let is_plain = |picture: &Picture| picture.margins.is_none() && !picture.is_edges;
                 if source.is_covered() || !is_plain(&source) || !is_plain(&picture) {
                     return Err(node.unsupported("an image of one file covers another one here"));
+                }
+                if picture.is_covered() {
+                    return Err(node.unsupported("only one image covers another one here"));
                 }
                 let source = match node.inputs["resize_source"] == true {
                     true => source.stretched(picture.size, Filter::Lanczos),

@@ -107,9 +107,20 @@ impl Picture {
         self.changes.iter().any(|(change, _)| matches!(change, PictureChange::Cover(_)))
     }
 
+    /// The number of its changes, with those of an image over it and of that image's mask.
+    fn change_count(&self) -> usize {
+        let of_cover = |(change, _): &(PictureChange, (u32, u32))| match change {
+            PictureChange::Cover(cover) => {
+                cover.source.change_count() + cover.mask.as_ref().map_or(0, GraphMask::change_count)
+            }
+            _ => 0,
+        };
+        self.changes.len() + self.changes.iter().map(of_cover).sum::<usize>()
+    }
+
     /// Whether it has more changes than are made for one image.
     pub fn is_overdone(&self) -> bool {
-        self.changes.len() > MAX_CHANGES
+        self.change_count() > MAX_CHANGES
     }
 
     /// Whether it is the sent image but for its size, cut around its centre.
@@ -226,6 +237,10 @@ mod tests {
         let covered = whole.clone().covered(green.clone(), None, (3, 1));
         assert_eq!(red(&covered), [0, 1, 2, 3, 4, 5, 6, 255, 8, 9, 10, 255]);
         assert!(covered.is_covered() && !whole.is_covered());
+        let busy = (0..20).fold(green.clone(), |picture, _| picture.inverted());
+        assert!(!busy.is_overdone() && !covered.is_overdone());
+        let twice = (0..12).fold(whole.clone(), |picture, _| picture.inverted());
+        assert!(twice.covered(busy, None, (0, 0)).is_overdone());
         let mask = GraphMask::plain((2, 2), 0.0).unwrap();
         assert_eq!(red(&whole.clone().covered(green, Some(mask), (0, 0))), red(&whole));
     }
