@@ -184,7 +184,7 @@ impl Reader<'_> {
         if picture.margins.is_some() || picture.is_edges {
             return Err(node.unsupported("it pads an image that was padded, or edges"));
         }
-        let mut side = |name: &str| self.count(node, name);
+        let mut side = |name: &str| self.side(node, name).map(|side| side as usize);
         let (left, top) = (side("left")?, side("top")?);
         let margins = Margins { left, top, right: side("right")?, bottom: side("bottom")? };
         let has_feathering = node.inputs.get("feathering").is_some();
@@ -306,7 +306,7 @@ impl Reader<'_> {
                 if picture.is_covered() {
                     return Err(node.unsupported("only one image covers another one here"));
                 }
-                let source = match node.inputs["resize_source"] == true {
+                let source = match self.value(node, "resize_source")? == true {
                     true => source.stretched(picture.size, Filter::Lanczos),
                     false => source,
                 };
