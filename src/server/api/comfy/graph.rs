@@ -107,8 +107,8 @@ struct Conditioning {
     styles: Vec<(Picture, f32)>,
     controlnets: Vec<Control>,
     is_zero: bool,
-    /// One of its ControlNets reads the part that is repainted.
-    needs_mask: bool,
+    /// The masks of ControlNets that read the part that is repainted.
+    control_masks: Vec<GraphMask>,
 }
 
 /// A ControlNet with the image that it sees.

@@ -107,6 +107,20 @@ impl Picture {
         self.changes.iter().any(|(change, _)| matches!(change, PictureChange::Cover(_)))
     }
 
+    /// Whether it shows the same part of the same image with the same margins, in any size.
+    pub fn shows_same(&self, other: &Picture) -> bool {
+        let is_scale = |change: &PictureChange| {
+            matches!(change, PictureChange::Fit | PictureChange::Stretch(_))
+        };
+        let shown = |picture: &Picture| {
+            let changes = picture.changes.iter().filter(|(change, _)| !is_scale(change));
+            changes.cloned().collect::<Vec<_>>()
+        };
+        self.bytes == other.bytes
+            && (self.margins, self.is_edges) == (other.margins, other.is_edges)
+            && shown(self) == shown(other)
+    }
+
     /// The number of its changes, with those of an image over it and of that image's mask.
     fn change_count(&self) -> usize {
         let of_cover = |(change, _): &(PictureChange, (u32, u32))| match change {
@@ -123,9 +137,10 @@ impl Picture {
         self.change_count() > MAX_CHANGES
     }
 
-    /// Whether it is the sent image but for its size, cut around its centre.
+    /// Whether it is the sent image but for its size, cut around its centre once.
     pub fn is_fitted_only(&self) -> bool {
-        self.changes.iter().all(|(change, _)| matches!(change, PictureChange::Fit))
+        self.changes.len() <= 1
+            && self.changes.iter().all(|(change, _)| matches!(change, PictureChange::Fit))
     }
 
     /// The file of it, with all changes.
@@ -228,6 +243,9 @@ mod tests {
         assert_eq!(red(&whole.clone().cropped((1, 1), (2, 2)).inverted()), [250, 249, 246, 245]);
         let plain = Picture::plain((40, 20), [9, 8, 7]).unwrap();
         assert_eq!(red(&plain.stretched((16, 16), Filter::Lanczos)), [9; 256]);
+        let fitted = whole.clone().fitted((2, 2));
+        assert!(fitted.is_fitted_only() && !fitted.clone().fitted((4, 2)).is_fitted_only());
+        assert!(whole.shows_same(&fitted) && !whole.shows_same(&whole.clone().inverted()));
     }
 
     #[test]
