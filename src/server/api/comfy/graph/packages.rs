@@ -22,7 +22,7 @@ impl Reader<'_> {
     pub(super) fn work(&mut self, node: &Place) -> Result<(), Fault> {
         self.worked += 1;
         match self.worked > MAX_WORK {
-            true => Err(node.unsupported("the graph changes too many images and masks")),
+            true => Err(node.unsupported("the graph loads or changes too many images and masks")),
             false => Ok(()),
         }
     }
@@ -217,7 +217,7 @@ impl Reader<'_> {
 /// What of an image the mask of a node of comfyui-tooling-nodes is.
 pub fn marks_of(class: &str) -> MaskMarks {
     match class.starts_with("ETN_") {
-        true => MaskMarks::OpaqueOrWhite,
+        true => MaskMarks::Opacity,
         false => MaskMarks::Transparent,
     }
 }

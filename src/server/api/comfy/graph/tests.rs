@@ -1,3 +1,4 @@
+mod limits;
 mod prompts;
 
 use serde_json::json;
