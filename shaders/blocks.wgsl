@@ -99,8 +99,8 @@ fn q3_k(row: u32, k: u32) -> Place {
 }
 
 // d s and -e t of a group of 32 from the 16 bytes of a block from word `at` on: f16 d, e, then
-// eight s and eight t of 6 bits. Of groups 0 to 3 they are the low bits of bytes 0 to 3 and 4 to 7,
-// of groups 4 to 7 the halves of bytes 8 to 11, with those bytes' upper two bits on top.
+// eight s and eight t of 6 bits. Those of groups 0 to 3 are the low bits of bytes 0 to 3 and 4 to
+// 7; those of groups 4 to 7 the halves of bytes 8 to 11, with those bytes' upper two bits on top.
 fn six_bits(at: u32, group: u32) -> vec2<f32> {
     let shift = group % 4u * 8u;
     let a = w[at + 1u] >> shift;

@@ -44,7 +44,7 @@ const BENCH_HELP: [(&str, &str); 2] = [
     ("seed", "A whole number up to 2^64 - 1, or `random` (or -1) [default: 0]"),
 ];
 
-const AGAIN_HELP: [(&str, &str); 14] = [
+const AGAIN_HELP: [(&str, &str); 15] = [
     ("prompt", "What the image shows; `-` reads it from stdin [default: that of the image]"),
     ("negative", "What the image does not show [default: that of the image]"),
     (
@@ -64,8 +64,8 @@ const AGAIN_HELP: [(&str, &str); 14] = [
     ("cfg_scale", "True classifier-free guidance, 0 to 100; 1 is off [default: that of the image]"),
     (
         "loras",
-        "A LoRA (.safetensors) or its name, and its strength, -100 to 100 [default: 1]; may be \
-         given several times, and replaces the LoRAs of the image",
+        "A LoRA (.safetensors, or a folder of PEFT) or its name, and its strength, -100 to 100 \
+         [default: 1]; may be given several times, and replaces the LoRAs of the image",
     ),
     (
         "strength",
@@ -76,4 +76,5 @@ const AGAIN_HELP: [(&str, &str); 14] = [
         "The image that the image was made from, if it was image to image; `-` reads it from stdin",
     ),
     ("mask", "The mask that the image was made with, if it had one"),
+    ("mask_blur", "Blurs the edges of the mask, 0 to 256 pixels [default: that of the image]"),
 ];

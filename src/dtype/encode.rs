@@ -295,7 +295,7 @@ fn q6_k(x: &[f32], out: &mut Vec<u8>) {
             *o = ((v * id).round().clamp(-32.0, 31.0) as i8 + 32) as u8;
         }
     }
-    // Of each half of the block, groups 0 and 1 in the low halves of 64 bytes, 2 and 3 in the high
+    // Each half of the block has 64 bytes: groups 0 and 1 in their low halves, 2 and 3 in the high
     // ones.
     out.extend((0..128).map(|i| {
         let at = i / 64 * 128 + i % 64;
@@ -405,7 +405,7 @@ mod tests {
             };
             let error = sum(&|i| got[i] - x[i]) / sum(&|i| x[i]);
             println!("{}: {error:.4} of {}", format.name, format.error);
-            // The table contains the actual error, not only an upper bound.
+            // The bound must be tight: the error is above 0.7 of it.
             let said = f64::from(format.error);
             assert!(
                 error <= said && error > 0.7 * said,

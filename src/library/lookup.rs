@@ -35,7 +35,7 @@ pub enum ModelSource {
     Files(Files),
 }
 
-/// Finds what `files` name, and reports what a name was found to mean. Nothing is opened yet, so
+/// Resolves the names in `files`, and reports the file found for each. Nothing is opened yet, so
 /// that a misspelt name is an error at once.
 pub fn find(
     files: &ModelFiles,

@@ -242,7 +242,7 @@ struct Main {
     note: Option<String>,
 }
 
-/// The model at `path`. Of a diffusers folder it is its transformer; of another folder it is the
+/// The model at `path`. In a diffusers folder it is its transformer; in another folder it is the
 /// only transformer among its files. `usable` refuses a folder in which there is only one that
 /// cannot be drawn with.
 fn main_unit(path: &Path, families: Families, usable: bool) -> Result<Main> {

@@ -67,8 +67,8 @@ impl ModelPlaces {
 
     /// The file for `role` (LoRAs or ControlNets) called `name` with this hash: `found` if it is
     /// that, else a file of this name in the folder `beside`, else a file with the hash in the
-    /// places. An empty hash fits any file. Of `name`, which comes from an image file, only the
-    /// last part is looked for in `beside`.
+    /// places. An empty hash fits any file. `name` comes from an image file, so only its last
+    /// part is looked for in `beside`.
     ///
     /// # Errors
     /// [`Kind::Missing`] if there is none.

@@ -44,7 +44,7 @@ impl Engine {
     /// call [`ModelPlaces::named`] first.
     ///
     /// # Errors
-    /// Of every [`Kind`](crate::error::Kind) except `Output` and `NotFinite`.
+    /// Errors of every [`Kind`](crate::error::Kind) except `Output` and `NotFinite`.
     pub fn open_with(
         options: Options,
         mut on: impl FnMut(Event) -> ControlFlow<()>,

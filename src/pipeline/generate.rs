@@ -253,7 +253,7 @@ fn reference_bytes(model: &Model, request: &Request) -> u64 {
 /// What style images need on the host before they are encoded, in bytes: all as they are given, and
 /// the work on one of them.
 fn style_bytes(request: &Request) -> u64 {
-    // Of a tower that reads larger images than any that is published.
+    // The images that a tower reads are smaller than this in every published model.
     const SIDE: usize = 512;
     let given = request.styles.iter().map(|image| image.rgb.len() as u64).sum::<u64>();
     let work = |i: &Image| images::stretch_bytes((i.width, i.height), SIDE, SIDE);

@@ -108,7 +108,7 @@ impl LatentScale {
             let values = vae.weights.get(name, 0, 1, columns)?.to_f32();
             match values.iter().find(|v| !v.is_finite()) {
                 None => Ok(values),
-                Some(value) => Err(Error::model("a statistic of the latents is not a number")
+                Some(value) => Err(Error::model("a mean or variance of the latents is not finite")
                     .at(name)
                     .at(vae.weights.place())
                     .found(value)),

@@ -254,7 +254,7 @@ impl PlanReport {
         self.write_time(f)
     }
 
-    /// What products in 8-bit integers are, or would be.
+    /// Writes the share of operations in 8-bit integers, now or with `--compute int8`.
     fn write_int8(&self, f: &mut dyn fmt::Write, words: &dyn Words) -> fmt::Result {
         let Some(denoise) = self.phase(Phase::Denoise).filter(|p| p.int8_teraflop > 0.0) else {
             return Ok(());

@@ -124,7 +124,7 @@ fn text(counted: &Counted, counts: Counts, ready: bool, held: Option<&str>) -> S
     let runs = phases(|v| v.0.to_string());
     family(&mut out, "phase_runs_total", "counter", "Phases that ran.", &runs);
     let planned = phases(|v| v.2.to_string());
-    let help = "Bytes that the last run of each phase planned to use at a time.";
+    let help = "Planned peak memory of the last run of each phase, in bytes.";
     family(&mut out, "phase_planned_bytes", "gauge", help, &planned);
     let memory = [
         (label("process", "worker"), counted.worker_bytes.to_string()),

@@ -24,7 +24,7 @@ pub struct PlanQuery {
     /// Width and height of the image to start from.
     #[serde(default)]
     pub input_size: Option<(usize, usize)>,
-    /// The part of it that is repainted: first column, first row, columns and rows.
+    /// The part of it that is repainted: left, top, width and height in pixels.
     #[serde(default)]
     pub repainted: Option<[usize; 4]>,
     /// Width and height of the control image.

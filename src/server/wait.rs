@@ -20,7 +20,7 @@ use super::state::{Server, blocking};
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The time between such bytes.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(10);
-/// How often a queued job is looked at once the patience has ended.
+/// The interval between checks of a queued job after `PATIENCE`.
 const TICK: Duration = Duration::from_secs(1);
 
 impl Server {

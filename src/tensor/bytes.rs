@@ -1,4 +1,4 @@
-//! The bytes behind weights.
+//! Sources of the bytes of weights.
 
 use std::ops::Range;
 

@@ -114,7 +114,11 @@ fn schemes() -> Vec<Scheme> {
         scheme("int8, rotated (`--compute int8`)", Some(rotated), rotated),
         Scheme {
             attention: true,
-            ..scheme("int8 + attention (`--compute int8` on NVIDIA GPUs)", Some(rotated), rotated)
+            ..scheme(
+                "int8 + attention (`--compute int8` on most NVIDIA GPUs)",
+                Some(rotated),
+                rotated,
+            )
         },
         scheme("int8, not rotated", Some(plain), plain),
         scheme("int8, groups of 128, not rotated", Some(groups_of_128), groups_of_128),

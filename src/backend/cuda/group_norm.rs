@@ -96,7 +96,7 @@ variants!(Cuda, GroupNorm: GROUP_NORM);
 /// Checks what all kernels require of pixels: sizes that fit 32 bits.
 fn pixels(x: &Matrix, width: usize, groups: usize) -> Result<(), &'static str> {
     if [x.rows, x.cols, width, groups].contains(&0) || !x.cols.is_multiple_of(groups) {
-        return Err("rows or channels do not divide evenly");
+        return Err("a size is 0, or the channels are not a multiple of the groups");
     }
     if !matches!(x.dtype, DType::BF16 | DType::F32) || x.stride < x.cols {
         return Err("x must be BF16 or F32");

@@ -145,10 +145,10 @@ fn copies(a: &Args<Linear>, device: &CudaDevice, dtype: DType) -> Result<(), &'s
 fn fits(a: &Args<Linear>, device: &CudaDevice) -> Result<(), &'static str> {
     if let Some(Side { t, b }) = a.side {
         if !t.address().is_multiple_of(16) || !t.stride.is_multiple_of(8) {
-            return Err("the side's rank is not a multiple of 8");
+            return Err("the LoRA's rank is not a multiple of 8");
         }
         if b.dtype != DType::BF16 {
-            return Err("the side's weights are not BF16");
+            return Err("the LoRA's weights are not BF16");
         }
     }
     if [a.x.rows, a.x.cols, a.w.rows].iter().any(|&n| n > 1 << 30) {

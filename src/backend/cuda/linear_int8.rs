@@ -19,7 +19,7 @@ struct RotateParams {
     x_stride: u32,
     /// Bytes from row to row of the result.
     pitch: u32,
-    /// Columns that are rotated together, or 1.
+    /// Columns of a rotation group; 1 means no rotation.
     group: u32,
     vector: u32,
 }

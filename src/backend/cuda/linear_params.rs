@@ -138,13 +138,13 @@ pub fn shapes(a: &Args<Linear>) -> Result<(), &'static str> {
         assert!(t.rows == rows && b.rows == n && t.cols == b.cols, "linear: the side does not fit");
         assert!(t.dtype == DType::BF16, "linear: element type of the side");
         if !matches!(b.dtype, DType::BF16 | DType::F16) {
-            return Err("the side's weights must be BF16 or F16");
+            return Err("the LoRA's weights must be BF16 or F16");
         }
         if !b.address().is_multiple_of(16) || !b.stride.is_multiple_of(8) {
-            return Err("rows of the side's weights do not begin at multiples of 16 bytes");
+            return Err("rows of the LoRA's weights do not begin at multiples of 16 bytes");
         }
         if b.cols == 0 || t.stride.max(b.stride) > 1 << 30 {
-            return Err("the side is empty or has more than 2^30 columns");
+            return Err("the LoRA has rank 0, or rows of more than 2^30 elements");
         }
     }
     if !a.w.dtype.is_plain() {

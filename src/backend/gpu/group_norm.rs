@@ -26,7 +26,7 @@ pub struct GroupNormArgs<P> {
     pub eps: f32,
     /// Whether SiLU follows.
     pub silu: bool,
-    /// Of the shape of `x`, BF16 or F32; may be `x` itself.
+    /// Has the shape of `x`, BF16 or F32; may be `x` itself.
     pub out: Matrix<P>,
     /// Scratch memory of the size that the variant requested, at a multiple of 256 bytes.
     pub scratch: Option<Matrix<P>>,

@@ -256,7 +256,7 @@ fn any(a: &Args<Attention>, device: &WgpuDevice) -> Result<(), &'static str> {
     let groups =
         a.tokens().max(a.queries()).checked_mul(a.heads).and_then(|n| n.checked_mul(a.batch));
     if groups.is_none_or(|n| n >= 1 << 31) || a.wide().chain(a.bias).any(|m| m.stride >= 1 << 31) {
-        return Err("it is too large for 32-bit numbers");
+        return Err("it has 2^31 or more workgroups or columns");
     }
     if a.bias.is_some_and(|m| !m.binds(device)) {
         return Err(

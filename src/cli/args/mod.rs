@@ -120,7 +120,7 @@ pub enum Command {
     /// Download a model from the Hugging Face hub into its cache, where --model finds it
     Pull(PullArgs),
     #[cfg(feature = "server")]
-    /// Serve images over HTTP: OpenAI's and AUTOMATIC1111's APIs, and jobs with progress
+    /// Serve images over HTTP: the APIs of OpenAI, AUTOMATIC1111, ComfyUI and others, and a page
     Serve(Box<ServeArgs>),
     #[cfg(feature = "server")]
     /// Generate images on another machine, which runs `serve`
@@ -205,8 +205,8 @@ pub struct GenerateArgs {
 pub struct AgainArgs {
     /// A PNG, JPEG, WebP or TIFF file (`-`: stdin) with its settings inside: this program's, or
     /// those of AUTOMATIC1111, Forge, ComfyUI, InvokeAI, SwarmUI or stable-diffusion.cpp. The model
-    /// and the LoRAs are looked up by their names and hashes; --model gives another model. Of a
-    /// batch only this image is drawn, unless --count is given
+    /// and the LoRAs are looked up by their names and hashes; --model gives another model.
+    /// If it is one of a batch, only this image is drawn, unless --count is given
     #[arg(value_name = "IMAGE")]
     pub image: PathBuf,
     /// Draw it even if the file asks for more than 100 times the usual work

@@ -1,4 +1,4 @@
-//! The arguments of `serve` and `remote`.
+//! The arguments of `serve`, `worker`, `cluster` and `remote`.
 
 use std::path::PathBuf;
 

@@ -152,8 +152,8 @@ impl Roots<'_> {
         }
     }
 
-    /// Adds the folders that `root` leads to: those of a program, those of a folder of models that
-    /// is sorted like one, or those that a YAML file lists. Returns whether there were any.
+    /// Adds the model folders under `root`: the folder of a program, a folder with the same
+    /// subfolders, or a YAML file that lists folders. Returns whether there were any.
     fn add_root(&mut self, root: &Path) -> bool {
         if root.is_file() {
             return root.extension().is_some_and(|e| e == "yaml" || e == "yml")

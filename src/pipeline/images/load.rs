@@ -194,7 +194,7 @@ impl ImageFile {
     }
 
     /// The image of [`decode`](ImageFile::decode) at `width` x `height`, cut and scaled as by
-    /// [`fit`], in less memory where rows can be read one after another. Of a JPEG that becomes at
+    /// [`fit`], in less memory where rows can be read one after another. If a JPEG becomes at
     /// most half as large, single values may differ by rounding.
     ///
     /// # Errors

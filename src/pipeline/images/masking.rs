@@ -88,7 +88,7 @@ impl Masking {
     /// Width and height of the drawn part of `request`; `None` if it has no mask.
     ///
     /// # Errors
-    /// Of [`Masking::of`].
+    /// Those of [`Masking::of`].
     pub fn size(request: &Request, unit: usize, area: usize) -> Result<Option<(usize, usize)>> {
         let (Some(init), true) = (&request.init, request.is_masked()) else { return Ok(None) };
         if request.mask_padding.is_some() {

@@ -26,13 +26,13 @@ pub struct Component {
     pub across: usize,
     down: usize,
     stride: usize,
-    /// Of each block the coefficients that are not 0: later scans refine them.
+    /// The coefficients of each block that are not 0, as bits: later scans refine them.
     nonzero: Vec<u64>,
 }
 
 /// A scan: its components with their tables, its coefficients, and whether it refines them.
 pub struct Scan {
-    /// Of each component its index and those of its tables.
+    /// The index of each component and those of its tables.
     pub parts: Vec<(usize, usize, usize)>,
     first: usize,
     last: usize,

@@ -28,9 +28,9 @@ use crate::weights::lora::{self, Adapter, Combined, Merged, Target, TermMatrix};
 /// How strongly a LoRA changes the components of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Strengths {
-    /// Of the transformer.
+    /// The strength for the transformer.
     pub transformer: f32,
-    /// Of the text encoders.
+    /// The strength for the text encoders.
     pub text: f32,
 }
 

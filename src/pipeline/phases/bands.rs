@@ -55,7 +55,7 @@ pub fn drafts<'a>(
 pub struct Bands<'a> {
     net: &'a Network,
     planes: Vec<Option<StoredPlane>>,
-    /// Of every plane that is normalised: mean and squared deviations, by row of pixels and group.
+    /// Mean and squared deviations of every plane that is normalised, by row of pixels and group.
     statistics: Vec<Vec<f32>>,
 }
 

@@ -25,7 +25,7 @@ pub const TEXT_TOKENS: usize = 512;
 /// the request.
 ///
 /// # Errors
-/// Of the tokenizer: the program of the text encoder depends on the number of tokens.
+/// Those of the tokenizer: the program of the text encoder depends on the number of tokens.
 pub fn flux2<'a>(
     model: &'a Model,
     networks: &'a Flux2Networks,

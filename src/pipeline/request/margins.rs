@@ -43,7 +43,7 @@ impl FromStr for Margins {
         let numbers: Option<Vec<usize>> = numbers.collect();
         match numbers.as_deref() {
             Some(&[left, top, right, bottom]) => Ok(Margins { left, top, right, bottom }),
-            _ => Err(Error::argument("these are not the pixels on each side")
+            _ => Err(Error::argument("not four numbers of pixels")
                 .at_parameter("outpaint")
                 .found(text)
                 .expected("LEFT,TOP,RIGHT,BOTTOM, such as 0,0,256,0")),

@@ -40,7 +40,7 @@ pub struct Options {
     pub kernels: Vec<KernelChoice>,
     /// Worker threads of the CPU, at most one per core; `None` is one per core.
     pub threads: Option<usize>,
-    /// Neither read nor write text embeddings in the cache folder.
+    /// Neither read nor write text embeddings and measured speeds in the cache folder.
     pub no_cache: bool,
 }
 
@@ -106,7 +106,8 @@ impl Options {
         self
     }
 
-    /// Whether text embeddings are neither read from the cache folder nor written to it.
+    /// Whether text embeddings and measured speeds are neither read from the cache folder nor
+    /// written to it.
     pub fn no_cache(mut self, no_cache: bool) -> Self {
         self.no_cache = no_cache;
         self

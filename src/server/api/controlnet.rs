@@ -260,8 +260,8 @@ fn image_of(unit: &Fields) -> Result<Option<Bytes>, Fault> {
     Ok(None)
 }
 
-/// An image is cropped around its centre to the shape of the result ("Crop and Resize"). The other
-/// ways do the same to an image that has this shape, and clients send them by default.
+/// Refuses other ways than "Crop and Resize" unless the image has the shape of the result, where all
+/// ways are equal: clients send others by default.
 fn check_fit(server: &Server, draft: &Draft, unit: &Fields, image: &[u8]) -> Result<(), Fault> {
     let is_other = match unit.get("resize_mode") {
         None => false,

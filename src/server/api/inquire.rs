@@ -94,7 +94,7 @@ fn size_in_place((name, value): (&str, Option<Value>)) -> Result<Option<(usize, 
     }
 }
 
-/// The mask that a part of an image of `size` stands for.
+/// The mask that repaints the rectangle `part` of an image of `size`.
 fn mask_in_place(part: &Value, size: Option<(usize, usize)>) -> Result<DraftMask, Fault> {
     let numbers: Option<Vec<usize>> = part
         .as_array()
@@ -109,7 +109,7 @@ fn mask_in_place(part: &Value, size: Option<(usize, usize)>) -> Result<DraftMask
             Ok(DraftMask { png: Bytes::new(), size: (width, height), repainted })
         }
         _ => Err(Fault::invalid(MASK_BOX, format!("{MASK_BOX}: expected a part of {INIT_SIZE}"))
-            .hint("[first column, first row, columns, rows]")),
+            .hint("give [left, top, width, height] in pixels")),
     }
 }
 

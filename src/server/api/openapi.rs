@@ -355,8 +355,8 @@ fn schemas() -> Value {
     let part = json!({
         "type": "array", "minItems": 4, "maxItems": 4,
         "items": {"type": "integer", "minimum": 0},
-        "description": "First column, first row, columns and rows of what the mask repaints, in \
-                        place of the mask",
+        "description": "Left, top, width and height in pixels of the part that the mask repaints, \
+                        in place of the mask",
     });
     of_plan.insert(MASK_BOX.into(), part);
     let styles = json!({

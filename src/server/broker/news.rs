@@ -38,7 +38,7 @@ pub enum News {
     Wake,
     /// What is known of the workers has changed.
     Workers,
-    /// The job is over, and this process is to call its address.
+    /// A job ended, and this process must call its webhook.
     Owed(Box<Job>),
     /// The worker of this process is asked what a request would cost.
     Question {
@@ -217,7 +217,7 @@ impl Catalog {
         };
         let mut models = merged(|worker| &worker.models);
         models.sort_by_key(|model| model.name != first.default);
-        // One worker is enough to read styles.
+        // A model reads styles if one ready worker can.
         for model in &mut models {
             let known = ready().map(|worker| worker.inputs_of(&model.name));
             model.inputs = known.fold(model.inputs, with_styles_of);

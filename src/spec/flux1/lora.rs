@@ -42,7 +42,7 @@ pub const SPEC: LoraSpec = LoraSpec {
         (1536, "its width is Stable Diffusion 3's"),
         (2432, "its width is Stable Diffusion 3's"),
         (6144, "its width is FLUX.2's"),
-        (3072, "its width is that of the full FLUX.1, the model's is not"),
+        (3072, "its layers are as wide as those of the full FLUX.1; this model's are not"),
     ],
     other_width: "compare both by {:inspect}",
     example: "keys such as lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight or \

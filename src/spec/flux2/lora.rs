@@ -19,8 +19,8 @@ pub const SPEC: LoraSpec = LoraSpec {
         "flux.1",
     ],
     widths: &[
-        (3072, "its width is that of FLUX.2 [klein] 4B (or FLUX.1), the model's is not"),
-        (4096, "its width is that of FLUX.2 [klein] 9B, the model's is not"),
+        (3072, "its layers are as wide as those of [klein] 4B (or FLUX.1); this model's are not"),
+        (4096, "its layers are as wide as those of [klein] 9B; this model's are not"),
         (6144, "its width is that of FLUX.2 [dev]"),
     ],
     other_width: "compare both by {:inspect}",

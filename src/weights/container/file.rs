@@ -49,7 +49,7 @@ impl WeightFile {
         self.source.bytes().starts_with(b"GGUF")
     }
 
-    /// A number that identifies the file: a hash of its header and its data. Of a large file these
+    /// A number that identifies the file: a hash of its header and its data. In a large file these
     /// are the start, the middle and the end of every tensor, since a fine-tune may differ from
     /// another one in a single tensor. What cannot be read is left out.
     pub fn fingerprint(&self, seed: u64) -> u64 {

@@ -370,7 +370,7 @@ impl<'a> Reader<'a> {
                 .into());
         }
         let bytes = shape.iter().try_fold(1u64, |p, &n| p.checked_mul(n)).and_then(|elements| {
-            // Of whole blocks, as is checked below.
+            // The blocks are whole, as is checked below.
             elements.checked_div(block)?.checked_mul(block_bytes)
         });
         let axes = shape.iter().map(|&n| usize::try_from(n).ok()).collect::<Option<Vec<_>>>();

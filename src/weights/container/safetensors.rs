@@ -217,7 +217,7 @@ impl<'de> Visitor<'de> for RawSeed<'_> {
     type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.write_str("an object of tensors")
+        f.write_str("a JSON object that describes tensors")
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {

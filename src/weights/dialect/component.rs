@@ -241,12 +241,14 @@ impl ComponentWeights {
         let wrong = bad.len() - missing;
         let wanted: HashSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
         let unused = self.names().filter(|name| !wanted.contains(name));
-        bad.extend(unused.map(|name| format!("{} has no place in it", self.stored_name(name))));
+        bad.extend(
+            unused.map(|name| format!("{} is not a tensor of this model", self.stored_name(name))),
+        );
         if !bad.is_empty() {
             let unused = bad.len() - missing - wrong;
             return Err(Error::model(format!(
                 "{} weights do not fit the model ({missing} missing, {wrong} of another shape, \
-                 {unused} without a place): {}",
+                 {unused} not part of it): {}",
                 self.component().name,
                 listed(bad.iter().map(String::as_str))
             ))

@@ -49,9 +49,9 @@ pub struct Change {
 /// Lengths of rows or columns.
 #[derive(Debug, Clone)]
 pub struct Magnitude {
-    /// One for each.
+    /// A length for each row or column.
     pub values: HostPart,
-    /// Of what they are the lengths.
+    /// Whether they are lengths of rows or of columns.
     pub axis: Axis,
     /// What the changed rows or columns are multiplied with, once it was computed. It depends on
     /// the base weight.

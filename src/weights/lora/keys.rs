@@ -282,7 +282,7 @@ impl LoraKeys {
         let restored = restored(name, &mut known);
         let name = restored.as_deref().unwrap_or(name);
         self.prefixes.iter().find_map(|prefix| {
-            // What follows a flat prefix has underscores throughout.
+            // After a flat prefix, names have underscores in place of dots.
             let rest = match known.flat {
                 true if prefix.prefix.ends_with('.') => {
                     name.strip_prefix(prefix.prefix.replace('.', "_").as_str())?

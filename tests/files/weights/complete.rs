@@ -287,7 +287,7 @@ fn a_config_says_how_many_blocks_there_must_be() {
         let mut more = synthetic(Storage::BF16, true);
         more.config(|config| config[folder][key] = 1.into());
         let e = refused(&more).to_string();
-        assert!(e.contains(words) && e.contains("has no place in it"), "{e}");
+        assert!(e.contains(words) && e.contains("is not a tensor of this model"), "{e}");
         more.config(|config| config[folder][key] = 1_000_000_000_000u64.into());
         assert!(refused(&more).to_string().contains("out of range"));
     }

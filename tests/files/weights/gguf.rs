@@ -66,7 +66,7 @@ fn gguf_files_are_found_where_safetensors_files_are() {
     assert_eq!(place(&checkpoint, TRANSFORMER), model);
     assert_eq!(place(&checkpoint, CLIP), clip);
     assert_eq!(place(&checkpoint, VAE), vae);
-    // Of several files the one with the smallest loss is used; safetensors files come before GGUF.
+    // The file with the smallest loss is used; safetensors files come before GGUF.
     assert_eq!(place(&checkpoint, T5), large);
     let plain =
         zeros(&models.join("text_encoders/t5xxl_fp16.safetensors"), "F16", &list("t5_encoder.txt"));

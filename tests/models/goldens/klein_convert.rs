@@ -41,7 +41,7 @@ fn a_converted_base_model_draws_with_cfg_and_fifty_steps() {
     for (text, want) in [(&undistilled, BASE), (&distilled, DISTILLED)] {
         std::fs::write(&index, text).unwrap();
         let open = |files: ModelFiles| Engine::open(f32_options().files(files)).unwrap();
-        // Of a folder, the transformer is converted.
+        // If the path is a folder, its transformer is converted.
         let with_parts = |path: &Path| {
             let mut parts = files(path);
             for (option, place) in [

@@ -142,7 +142,7 @@ fn flat(object: &Map<String, Value>, writer: Writer) -> Result<Reading> {
         reading.set("Width", width);
         reading.set("Height", height);
     }
-    // Of other programs it is true CFG, for models without distilled guidance.
+    // In other programs it is true CFG, for models without distilled guidance.
     if writer == Writer::DrawThings
         && let Some(scale) = members.take(&["scale"], scalar)
     {

@@ -145,8 +145,8 @@ pub fn read(text: &str) -> Result<Settings> {
     provenance(&[text], None).map(|found| found.settings)
 }
 
-/// What the texts of an image say. Of several the first that can be read is taken. `size` is that
-/// of the image.
+/// What the texts of an image say. The first that can be read is taken. `size` is that of the
+/// image.
 ///
 /// # Errors
 /// [`Kind::Argument`](crate::error::Kind::Argument) if none can be read: why the first cannot.

@@ -129,7 +129,7 @@ fn source(
         if !passes_on(node) {
             return Some((from.clone(), *slot));
         }
-        // Of a bypassed node the input of the same type is passed on.
+        // A bypassed node passes on the input of the same type.
         let kind = node.get("outputs").and_then(|o| o.get(*slot as usize)?.get("type"));
         let same = inputs_of(node).iter().find(|i| {
             class_of(node) == Some("Reroute") || kind.is_none_or(|kind| i.get("type") == Some(kind))

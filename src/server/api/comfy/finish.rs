@@ -54,7 +54,7 @@ pub fn size_after(size: (u32, u32), step: &Finish<Bytes>) -> Option<(u32, u32)> 
 /// `steps` with the name that `keep` gives each opacity.
 ///
 /// # Errors
-/// Of `keep`.
+/// Those of `keep`.
 pub fn kept(
     steps: &Finishing,
     mut keep: impl FnMut(&Bytes) -> Result<String, Fault>,

@@ -104,7 +104,7 @@ pub fn prompt_id(job: &Job) -> String {
     echo.and_then(Value::as_str).unwrap_or(&job.id).to_string()
 }
 
-/// The job of this API that the client calls `id`.
+/// Finds a job of this API by the id that the client gave it.
 pub fn find(server: &Server, owner: &Owner, id: &str) -> Result<Job, Fault> {
     let known = server.job(&client_id(DIALECT, &owner.0, id), &owner.0);
     known.or_else(|_| server.job(id, &owner.0)).and_then(|job| match is_of_here(&job) {

@@ -45,7 +45,8 @@ fn put_cached(server: &Server, owner: &Owner, key: &str, bytes: &Bytes) -> Resul
     uploads.put(&owner.0, key, bytes, true)
 }
 
-/// Of `names`, the newest first, the older half of those that are of use for a short time only.
+/// The older half of those `names` that are of use for a short time only. `names` begins with the
+/// newest.
 fn older_half(mut names: Vec<String>) -> Vec<String> {
     names.retain(|name| name.starts_with(CACHED) || name.starts_with(MASK));
     names.split_off(names.len() / 2)

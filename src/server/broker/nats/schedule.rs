@@ -274,7 +274,7 @@ mod tests {
         assert!(facts.has_lora("style") && facts.has_controlnet("union"));
         assert!(!facts.has_lora("styles") && !facts.has_controlnet("other/Union"));
 
-        // Of two that hold it, the one that has drawn with the same LoRAs, here with none.
+        // If two hold it, the one that has drawn with the same LoRAs is chosen, here with none.
         let with_lora = WorkerFacts { held_loras: vec!["l".into()], ..(*live[0]).clone() };
         let other = WorkerFacts { id: "d".into(), ..(*live[0]).clone() };
         let live = [Arc::new(with_lora), Arc::new(other)];

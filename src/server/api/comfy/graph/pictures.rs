@@ -89,7 +89,9 @@ impl Reader<'_> {
     pub(super) fn picture(&mut self, node: &Place) -> Result<Picture, Fault> {
         match self.link(node, "image")? {
             Output::Picture(picture) => Ok(picture),
-            Output::Images(_) => Err(node.unsupported("it takes a drawn image")),
+            Output::Images(_) => {
+                Err(node.unsupported("its image must be loaded, not drawn by the graph"))
+            }
             _ => Err(node.wrong_type("image", "IMAGE")),
         }
     }

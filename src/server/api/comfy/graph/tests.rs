@@ -181,7 +181,7 @@ fn an_image_is_drawn_over_in_exactly_the_steps_of_the_graph() {
     split["13"]["inputs"]["sigmas"] = json!(["50", 1]);
     let request = read(&split).unwrap().request;
     assert_eq!((request.steps, request.strength), (Some(20), Some(0.6)));
-    // Of a model that needs fewer steps, the same part is drawn.
+    // A model that needs fewer steps draws the same part of them.
     let few = with(&split, json!({"12/unet_name": "schnell"}));
     let request = read(&few).unwrap().request;
     assert_eq!((request.steps, request.strength), (Some(8), Some(0.625)));
