@@ -260,8 +260,8 @@ fn image_of(unit: &Fields) -> Result<Option<Bytes>, Fault> {
     Ok(None)
 }
 
-/// Refuses other ways than "Crop and Resize" unless the image has the shape of the result, where all
-/// ways are equal: clients send others by default.
+/// Refuses other ways than "Crop and Resize" unless the image has the shape of the result, where
+/// all ways are equal: clients send others by default.
 fn check_fit(server: &Server, draft: &Draft, unit: &Fields, image: &[u8]) -> Result<(), Fault> {
     let is_other = match unit.get("resize_mode") {
         None => false,

@@ -168,8 +168,8 @@ impl Mirror {
     }
 
     /// The jobs that ended before `data_before` and have data, and those that ended before
-    /// `rows_before`, in seconds since 1970. The oldest of the latter are listed whatever their age,
-    /// if there are more than `MAX_ROWS`.
+    /// `rows_before`, in seconds since 1970. The oldest of the latter are listed whatever their
+    /// age, if there are more than `MAX_ROWS`.
     pub fn old(&self, data_before: f64, rows_before: f64) -> (Vec<Arc<Record>>, Vec<String>) {
         let ended = |record: &Record, before| record.finished.is_some_and(|at| at < before);
         let all = || self.jobs.values().map(|(record, _)| record);
