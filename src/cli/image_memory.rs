@@ -58,16 +58,15 @@ impl Decoding {
     /// the process is smaller by then (memory was released or moved to swap): the run would draw
     /// without the image.
     pub fn fits(&mut self, ram: Option<ByteSize>) -> bool {
-        let need = self.need(0);
+        let need = self.need(host::steady_memory());
         let fits = ram.is_none_or(|ram| need <= ram.0);
         self.refused = if fits { 0 } else { need };
         fits
     }
 
-    /// The memory of the process while the image is decoded, in bytes, if it has `held` bytes more
-    /// than now before that.
+    /// The memory of the process while the image is decoded, in bytes, if it has `held` before.
     fn need(&self, held: u64) -> u64 {
-        (host::steady_memory() + held + self.bytes + SPARE_BYTES).max(self.refused)
+        (held + self.bytes + SPARE_BYTES).max(self.refused)
     }
 
     /// The error for an image that needs `need` bytes, more than `ram`, in a run that needs
@@ -105,7 +104,11 @@ impl Decoding {
 /// # Errors
 /// [`Kind::Memory`](crate::error::Kind::Memory) with the bound that is enough.
 pub fn check(decodings: &[Decoding], ram: ByteSize, run_bytes: u64) -> Result<()> {
-    let mut held = 0;
+    check_after(host::steady_memory(), decodings, ram, run_bytes)
+}
+
+/// [`check`] in a process that has `held` bytes.
+fn check_after(mut held: u64, decodings: &[Decoding], ram: ByteSize, run_bytes: u64) -> Result<()> {
     let needs: Vec<u64> = decodings
         .iter()
         .map(|decoding| {
@@ -134,7 +137,8 @@ mod tests {
 
     /// The bound that the refusal of `decodings` in 1 MB names.
     fn named(decodings: &[Decoding], run_bytes: u64) -> u64 {
-        let refused = check(decodings, ByteSize(1_000_000), run_bytes).unwrap_err();
+        let refused =
+            check_after(100 << 20, decodings, ByteSize(1_000_000), run_bytes).unwrap_err();
         let refused = refused.in_words(&Typed).hint().unwrap();
         let number = refused.split("--ram ").nth(1).and_then(|text| text.split('M').next());
         number.and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{refused}"))
@@ -153,9 +157,9 @@ mod tests {
         assert!((48..64).contains(&(both - one)), "{one} {both}");
         assert_eq!(named(&[small, large.clone()], 9_000_000_000), 9_000);
         let enough = ByteSize(one * 1_000_000);
-        assert!(check(std::slice::from_ref(&large), enough, 0).is_ok());
+        assert!(check_after(100 << 20, std::slice::from_ref(&large), enough, 0).is_ok());
         let mut late = large;
-        assert!(late.fits(Some(enough)) && late.fits(None));
+        assert!(late.fits(Some(ByteSize(1 << 40))) && late.fits(None));
         // What did not fit is refused later, too, though the process may be smaller then.
         let bound = ByteSize(1 << 30);
         assert!(!late.fits(Some(bound)));

@@ -118,11 +118,7 @@ impl DraftMask {
         }
         let file = ImageFile::of(self.png.to_vec())?;
         let _alone = decoding()?;
-        let Mask { width: w, height: h, values } = file.mask()?;
-        let rgb = values.iter().flat_map(|v| [*v; 3]).collect();
-        let fitted = fit(&Image { width: w, height: h, rgb }, width, height);
-        let values = fitted.rgb.chunks_exact(3).map(|pixel| pixel[0]).collect();
-        let mut mask = Mask { width, height, values };
+        let mut mask = scaled(file.mask()?, |image| fit(image, width, height));
         change(&mut mask);
         DraftMask::of(&mask)
     }
@@ -136,6 +132,14 @@ impl DraftMask {
         let size = (mask.width, mask.height);
         Ok(DraftMask { png, size, repainted: Region::repainted(mask) })
     }
+}
+
+/// `mask` after `scale`, which changes the size of an image.
+pub fn scaled(mask: Mask, scale: impl FnOnce(&Image) -> Image) -> Mask {
+    let Mask { width, height, values } = mask;
+    let rgb = values.iter().flat_map(|v| [*v; 3]).collect();
+    let Image { width, height, rgb } = scale(&Image { width, height, rgb });
+    Mask { width, height, values: rgb.chunks_exact(3).map(|pixel| pixel[0]).collect() }
 }
 
 /// Keeps what was to be repainted, and the other way round.

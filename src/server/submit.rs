@@ -22,7 +22,8 @@ impl Server {
     ///
     /// # Errors
     /// 422 and 404 for what cannot be drawn, 403 and 422 for what the owner's plan does not allow,
-    /// 429 for what it does not allow now, 503 if the queue is full or the server ends.
+    /// 429 for what it does not allow now, 503 if the queue is full, the server ends, or another
+    /// request with the same id or key is being accepted.
     pub async fn submit(&self, mut draft: Draft, owner: &Owner) -> Result<(Job, bool), Fault> {
         if self.is_draining() {
             return Err(
@@ -71,7 +72,7 @@ impl Server {
             (id, _) => id,
         };
         // Until this returns, no other request has the same id.
-        let _alone = chosen.as_deref().map(|id| self.accepting.enter(id));
+        let _alone = chosen.as_deref().map(|id| self.accepting.enter(id)).transpose()?;
         let id = match chosen {
             Some(id) => id,
             None => random_hex(16)?,

@@ -18,6 +18,9 @@ pub enum MaskMarks {
     Transparent,
     /// Opaque pixels, or white ones in an image without transparency.
     OpaqueOrWhite,
+    /// The opacity of every pixel, or the brightness of red in an image without an alpha channel.
+    /// An image of which all pixels are opaque is repainted as a whole.
+    Opacity,
     /// The brightness of red (0), green (1) or blue (2).
     Channel(usize),
 }
@@ -42,7 +45,7 @@ impl ImageFile {
         let image = turned(self.bytes())?;
         match (marks, transparent(&image)) {
             (MaskMarks::TransparentOrWhite | MaskMarks::Transparent, Some(mask)) => Ok(mask),
-            (MaskMarks::OpaqueOrWhite, Some(mask)) => {
+            (MaskMarks::OpaqueOrWhite | MaskMarks::Opacity, Some(mask)) => {
                 let values = mask.values.iter().map(|v| 255 - v).collect();
                 Ok(Mask { values, ..mask })
             }
@@ -52,14 +55,21 @@ impl ImageFile {
             )
             .at_parameter("mask")
             .try_("make the part to repaint transparent, and save the mask as a PNG")),
-            (MaskMarks::Channel(channel), _) => {
+            (MaskMarks::Opacity, None) if image.color().has_alpha() => {
                 let (width, height) = (image.width() as usize, image.height() as usize);
-                let rgb = image.into_rgb8();
-                let values = rgb.pixels().map(|p| p.0[channel.min(2)]).collect();
-                Ok(Mask { width, height, values })
+                Ok(Mask { width, height, values: vec![255; width * height] })
             }
+            (MaskMarks::Opacity, None) => Ok(brightness(image, 0)),
+            (MaskMarks::Channel(channel), _) => Ok(brightness(image, channel)),
         }
     }
+}
+
+/// The values of red (0), green (1) or blue (2).
+fn brightness(image: DynamicImage, channel: usize) -> Mask {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let values = image.into_rgb8().pixels().map(|p| p.0[channel.min(2)]).collect();
+    Mask { width, height, values }
 }
 
 fn white(image: DynamicImage) -> Mask {
@@ -131,6 +141,10 @@ mod tests {
         assert_eq!(values(&clear, MaskMarks::TransparentOrWhite), [0, 255, 200]);
         assert_eq!(values(&clear, MaskMarks::Transparent), [0, 255, 200]);
         assert_eq!(values(&clear, MaskMarks::OpaqueOrWhite), [255, 0, 55]);
+        assert_eq!(values(&clear, MaskMarks::Opacity), [255, 0, 55]);
+        assert_eq!(values(&opaque, MaskMarks::Opacity), [0, 255, 7]);
+        let whole = file(RgbaImage::from_pixel(2, 1, Rgba([9, 8, 7, 255])));
+        assert_eq!(values(&whole, MaskMarks::Opacity), [255, 255]);
         for (channel, value) in [(0, 7), (1, 80), (2, 200)] {
             assert_eq!(values(&opaque, MaskMarks::Channel(channel)), [0, 255, value]);
         }

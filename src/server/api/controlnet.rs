@@ -126,6 +126,10 @@ fn check_off(name: &str, script: &Value) -> Result<(), Fault> {
         _ => false,
     };
     let is_idle = match script.get("args").unwrap_or(script) {
+        // Each unit is switched on by itself.
+        Value::Array(arguments) if arguments.first().is_some_and(Value::is_object) => {
+            arguments.iter().filter(|argument| argument.is_object()).all(is_off)
+        }
         // The first argument of other scripts switches them on.
         Value::Array(arguments) => arguments.first().is_none_or(is_off),
         Value::Object(fields) => fields.is_empty(),

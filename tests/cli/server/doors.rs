@@ -380,11 +380,13 @@ fn fields_without_effect_are_refused_by_name_at_any_value_but_the_neutral_one() 
     };
     let (fal, a1111) = ("/fal/queue/fal-ai/flux-tiny", "/sdapi/v1/txt2img");
     let scripts = json!({"ADetailer": {"args": [true, false, {"ad_model": "face"}]}});
+    let units = json!({"ADetailer": {"args": [{"ad_model": "None"}, {"ad_model": "face"}]}});
     for (path, field, value) in [
         (a1111, "enable_hr", json!(true)),
         (a1111, "styles", json!(["anime"])),
         (a1111, "subseed_strength", json!(0.3)),
         (a1111, "alwayson_scripts", scripts),
+        (a1111, "alwayson_scripts", units),
         (fal, "fill_image", json!({"fill_image_url": "x"})),
         (fal, "real_cfg_scale", json!(5)),
         (fal, "negative_prompt", json!("blur")),

@@ -8,6 +8,7 @@ use crate::pipeline::images::{
     Filter, Format, ImageFile, MaskMarks, decode, encode, encode_with_alpha, stretched,
 };
 use crate::server::fault::Fault;
+use crate::server::masks::decoding;
 
 use super::graph::cropped;
 
@@ -84,14 +85,22 @@ pub fn parse_name(name: &str) -> Option<(&str, usize)> {
 /// The drawn image in `file` after `steps`, as a PNG; `alpha` returns the opacity of a name.
 ///
 /// # Errors
-/// 410 if an opacity is not there any more, 500 for a damaged file, and those of `alpha`.
+/// 410 if an opacity is not there any more, 500 for a damaged file, 503 if many images are being
+/// read, and those of `alpha`.
 pub fn finish(
     file: &[u8],
     steps: &Finished,
     alpha: impl Fn(&str) -> Result<Option<Bytes>, Fault>,
 ) -> Result<Vec<u8>, Fault> {
+    // It may come from another machine: nobody waits meanwhile.
+    let mut png = None;
+    for step in steps {
+        if let Finish::Alpha(name) = step {
+            png = Some(alpha(name)?.ok_or_else(crate::server::wait::expired)?);
+        }
+    }
+    let _alone = decoding()?;
     let mut image = decode(file)?;
-    let mut opacity = None;
     for step in steps {
         match step {
             Finish::Scale(width, height) => {
@@ -102,14 +111,14 @@ pub fn finish(
                 let part = [*x, *y, *width, *height].map(|side| side as usize);
                 image = cropped(&image, (part[0], part[1]), (part[2], part[3]));
             }
-            Finish::Alpha(name) => {
-                let png = alpha(name)?.ok_or_else(crate::server::wait::expired)?;
-                opacity = Some(ImageFile::of(png.to_vec())?.mask_by(MaskMarks::Channel(0))?);
-            }
+            Finish::Alpha(_) => {}
         }
     }
-    Ok(match opacity {
-        Some(mask) => encode_with_alpha(&image, &mask)?,
+    Ok(match png {
+        Some(png) => {
+            let mask = ImageFile::of(png.to_vec())?.mask_by(MaskMarks::Channel(0))?;
+            encode_with_alpha(&image, &mask)?
+        }
         None => encode(&image, Format::Png, 100, "")?,
     })
 }

@@ -32,6 +32,8 @@ use reader::Reader;
 
 /// The longest chain of nodes.
 const MAX_DEPTH: usize = 100;
+/// The most nodes that take the images.
+const MAX_OUTPUTS: usize = 16;
 /// Sides of images are multiples of this.
 const UNIT: u32 = 16;
 
@@ -105,8 +107,8 @@ struct Conditioning {
     styles: Vec<(Picture, f32)>,
     controlnets: Vec<Control>,
     is_zero: bool,
-    /// One of its ControlNets reads the part that is repainted.
-    needs_mask: bool,
+    /// The masks of ControlNets that read the part that is repainted.
+    control_masks: Vec<GraphMask>,
 }
 
 /// A ControlNet with the image that it sees.
@@ -169,7 +171,7 @@ impl Drawn {
     fn new(drawing: Box<Drawing>, decode: &str) -> Drawn {
         let side = |side: usize| u32::try_from(side).unwrap_or(u32::MAX);
         let size = match &drawing.latent {
-            Latent::Empty { width, height, .. } => (side(*width), side(*height)),
+            Latent::Empty { width, height, .. } => (side(*width).max(1), side(*height).max(1)),
             Latent::Encoded { picture, mask: None, .. } => whole_tokens(picture.size),
             Latent::Encoded { picture, .. } => {
                 let [left, top, right, bottom] = picture.margins.unwrap_or_default().sides();
@@ -258,6 +260,11 @@ pub fn interpret(graph: &Map<String, Value>, around: &dyn Surroundings) -> Resul
             "prompt_no_outputs",
             "the graph has no node that saves an image",
         ));
+    }
+    if outputs.len() > MAX_OUTPUTS {
+        let (count, most) = (outputs.len(), MAX_OUTPUTS);
+        let message = format!("{count} nodes save the images, at most {most} may: send less");
+        return Err(Fault::new(400, "invalid_prompt", message));
     }
     let has_flux_guidance = graph.values().any(|node| {
         ["FluxGuidance", "CLIPTextEncodeFlux"].contains(&node["class_type"].as_str().unwrap_or(""))

@@ -143,7 +143,6 @@ async fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, F
     let (prompt_id, client) = (id_of("prompt_id")?, id_of("client_id")?);
     let meaning = blocking(|| interpret(graph, &Around { server, owner }))?;
     let mut draft = draft(server, &meaning)?;
-    let outputs = blocking(|| kept_outputs(server, owner, &meaning))?;
     let extra = fields.get("extra_data").cloned().unwrap_or(json!({}));
     let wants_preview = extra["preview_method"].as_str().is_some_and(|method| method != "none");
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -151,6 +150,7 @@ async fn accept(server: &Server, owner: &Owner, body: &Value) -> Result<Value, F
     if kept.to_string().len() + extra.to_string().len() > MAX_GRAPH {
         return Err(Fault::new(400, "invalid_prompt", "the graph is too large"));
     }
+    let outputs = blocking(|| kept_outputs(server, owner, &meaning))?;
     draft.echo = json!({
         "prompt_id": prompt_id,
         "client_id": client,

@@ -24,7 +24,7 @@ use crate::server::events::JobEvent;
 use crate::server::fault::Fault;
 use crate::server::job::{Job, State as JobState, random_hex};
 use crate::server::state::{Server, blocking};
-use crate::server::wait::succeeded;
+use crate::server::wait::{expired, succeeded};
 
 /// How long a client may take to receive a message.
 const SLOW: Duration = Duration::from_secs(10);
@@ -313,11 +313,13 @@ impl View {
         let Ok(ended) = self.server.job(&job.id, &self.owner.0) else { return };
         let id = &job.prompt_id;
         match succeeded(&ended) {
-            Ok(_) => {
-                self.results(job, &ended, out);
-                let at = (self.server.now() * 1000.0) as u64;
-                out.push(text("execution_success", json!({"prompt_id": id, "timestamp": at})));
-            }
+            Ok(_) => match self.results(job, &ended, out) {
+                Ok(()) => {
+                    let at = (self.server.now() * 1000.0) as u64;
+                    out.push(text("execution_success", json!({"prompt_id": id, "timestamp": at})));
+                }
+                Err(fault) => out.push(text("execution_error", jobs::failed(&ended, &fault))),
+            },
             Err(_) if ended.state == JobState::Canceled => {
                 out.push(text("execution_interrupted", jobs::interrupted(&ended)));
             }
@@ -327,7 +329,10 @@ impl View {
     }
 
     /// The images, for every node that saves them.
-    fn results(&self, job: &Followed, ended: &Job, out: &mut Vec<Message>) {
+    ///
+    /// # Errors
+    /// 503 and 410 for one that cannot be sent.
+    fn results(&self, job: &Followed, ended: &Job, out: &mut Vec<Message>) -> Result<(), Fault> {
         let around = Around { server: &self.server, owner: &self.owner };
         let all = outputs(ended);
         for (node, class, files) in files(ended) {
@@ -336,7 +341,7 @@ impl View {
             out.push(executing(&job.prompt_id, &node));
             // Nodes without files send the images themselves.
             for file in files.iter().filter(|_| is_sent(&class)) {
-                let bytes = blocking(|| around.drawn(file)).ok().flatten().unwrap_or_default();
+                let bytes = blocking(|| around.drawn(file))?.ok_or_else(expired)?;
                 out.push(binary(PREVIEW, PNG, &bytes));
             }
             out.push(text(
@@ -345,6 +350,7 @@ impl View {
                        "prompt_id": job.prompt_id}),
             ));
         }
+        Ok(())
     }
 }
 

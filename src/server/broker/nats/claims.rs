@@ -32,7 +32,8 @@ struct Claimed {
     job: String,
     /// A hash of what the client sent.
     sent: String,
-    /// Differs from one claim to the next.
+    /// Differs from one claim to the next. Earlier versions stored the other two as a list.
+    #[serde(default)]
     by: String,
 }
 

@@ -52,11 +52,13 @@ impl Reader<'_> {
         if picture.margins.is_some() {
             return Err(node.unsupported("its image has margins: scale the image itself"));
         }
+        if picture.is_filled {
+            return Err(node.unsupported("its image has a filling, which is left out here"));
+        }
         choice.edges = std::mem::take(&mut picture.is_edges);
         if node.class == "ControlNetInpaintingAliMamaApply" {
             // It reads the mask of the sampler's latent.
-            self.mask(node, "mask")?;
-            conditioning.needs_mask = true;
+            conditioning.control_masks.push(self.mask(node, "mask")?);
         }
         conditioning.controlnets.push(Control {
             choice,

@@ -36,6 +36,15 @@ pub enum Kernel {
 }
 
 impl MaskChange {
+    /// The number of products that the change needs in a mask of so many pixels.
+    pub fn products(self, pixels: u64) -> u64 {
+        match self {
+            // Rows, and then columns.
+            MaskChange::Blur { size, .. } => pixels.saturating_mul(2 * size as u64),
+            _ => 0,
+        }
+    }
+
     /// Makes the change.
     pub fn apply(self, mask: &mut Mask) {
         match self {
@@ -151,15 +160,20 @@ fn mean(values: &[f32], weights: &[f32], out: &mut Vec<f32>) {
         let i = i.rem_euclid(period);
         values[i.min(period - i).min(count as isize - 1) as usize]
     };
+    let around: Vec<f32> = (-(half as isize)..(count + half) as isize).map(mirrored).collect();
+    let is_even = |at: usize| ends[at.saturating_sub(half)] > (at + half).min(count - 1);
     out.clear();
-    for (at, value) in values.iter().enumerate() {
-        let (first, last) = (at.saturating_sub(half), (at + half).min(count - 1));
-        out.push(if ends[first] > last {
-            *value
-        } else {
-            let from = at as isize - half as isize;
-            (from..).zip(weights).map(|(i, weight)| weight * mirrored(i)).sum()
-        });
+    out.extend_from_slice(values);
+    let mut next = 0;
+    while let Some(from) = (next..count).find(|at| !is_even(*at)) {
+        next = (from..count).find(|at| is_even(*at)).unwrap_or(count);
+        let sums = &mut out[from..next];
+        sums.fill(0.0);
+        // One weight after another: the compiler makes vectors of the inner loop.
+        for (shift, weight) in weights.iter().enumerate() {
+            let shifted = &around[from + shift..next + shift];
+            sums.iter_mut().zip(shifted).for_each(|(sum, value)| *sum += weight * value);
+        }
     }
 }
 
@@ -265,6 +279,7 @@ mod tests {
             0, 0, 6, 15, 24, 27, 24, 15, 6, 0, 0,
             0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
         ]);
+        assert_eq!((gaussian.products(99), MaskChange::Grow(9).products(99)), (990, 0));
         let mut even = start.clone();
         MaskChange::Blur { size: 3, kernel: Kernel::Box }.apply(&mut even);
         assert_eq!(even.values[11..22], [0, 0, 28, 57, 85, 85, 85, 57, 28, 0, 0]);

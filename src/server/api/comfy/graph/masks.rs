@@ -7,17 +7,20 @@ use super::picture::{MAX_CHANGES, Picture};
 use super::place::Place;
 use super::reader::Reader;
 use super::{Latent, Output, UNIT};
-use crate::pipeline::images::{Filter, MaskMarks};
+use crate::pipeline::images::{Filter, MaskMarks, stretched};
 use crate::pipeline::request::{Margins, Mask};
 use crate::server::api::comfy::finish::Finish;
-use crate::server::draft::parse_image;
+use crate::server::draft::{parse_image, size_of};
 use crate::server::fault::Fault;
-use crate::server::masks::{DraftMask, read_mask};
+use crate::server::masks::{DraftMask, decoding, read_mask, scaled};
 
 /// The most pixels by which a mask grows or shrinks.
 const MAX_GROWTH: i64 = 1024;
 /// The seam of margins, in pixels: what the node has by default.
 const FEATHERING: u64 = 40;
+
+/// The most products that the blurs of one mask need: a few seconds of one core.
+const MAX_PRODUCTS: u64 = 8_000_000_000;
 
 /// What is repainted.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,13 +64,30 @@ impl GraphMask {
         }
     }
 
+    /// The number of its changes.
+    pub fn change_count(&self) -> usize {
+        match self {
+            GraphMask::Marked { changes, .. } => changes.len(),
+            GraphMask::Margins(_) => 0,
+        }
+    }
+
     /// Its pixels.
     ///
     /// # Errors
-    /// For a file that cannot be read, for the mask of margins, and 503 if many are being read.
+    /// For a file that cannot be read, for the mask of margins, for blurs that take too long, and
+    /// 503 if many are being read.
     pub fn pixels(&self) -> Result<Mask, Fault> {
         match self {
             GraphMask::Marked { bytes, marks, changes } => {
+                let (width, height) = size_of(bytes, "mask")?;
+                let pixels = u64::from(width) * u64::from(height);
+                let products = changes.iter().map(|change| change.products(pixels));
+                if products.fold(0, u64::saturating_add) > MAX_PRODUCTS {
+                    let message = "the mask is blurred over too many pixels: blur it less, or \
+                                   use a smaller mask";
+                    return Err(Fault::invalid("mask", message));
+                }
                 let apply = |mask: &mut Mask| changes.iter().for_each(|change| change.apply(mask));
                 read_mask("mask", bytes, *marks, apply)
             }
@@ -95,8 +115,17 @@ pub(super) fn read(
         GraphMask::Marked { .. } => {}
     }
     let size = (picture.size.0 as usize, picture.size.1 as usize);
-    let read = mask.pixels().and_then(|mask| DraftMask::of(&mask)?.fitted(size, |_| ()));
+    let read = mask.pixels().and_then(|mask| DraftMask::of(&of_size(mask, size)?));
     read.map(Some).map_err(|fault| node.at(fault))
+}
+
+/// `mask` with so many columns and rows. One of another shape is stretched, as ComfyUI does.
+fn of_size(mask: Mask, (width, height): (usize, usize)) -> Result<Mask, Fault> {
+    if (mask.width, mask.height) == (width, height) {
+        return Ok(mask);
+    }
+    let _alone = decoding()?;
+    Ok(scaled(mask, |image| stretched(image, width, height, Filter::Bilinear)))
 }
 
 impl Reader<'_> {
@@ -140,6 +169,9 @@ impl Reader<'_> {
             }
             "GrowMask" => {
                 let limits = -MAX_GROWTH..=MAX_GROWTH;
+                if self.value(node, "tapered_corners")? == true {
+                    self.note("the corners of a grown mask are square");
+                }
                 let by = self.value(node, "expand")?.as_i64().filter(|by| limits.contains(by));
                 MaskChange::Grow(by.ok_or_else(|| node.invalid("expand", "a small number"))?)
             }
@@ -164,7 +196,7 @@ impl Reader<'_> {
         if picture.margins.is_some() || picture.is_edges {
             return Err(node.unsupported("it pads an image that was padded, or edges"));
         }
-        let mut side = |name: &str| self.count(node, name);
+        let mut side = |name: &str| self.side(node, name).map(|side| side as usize);
         let (left, top) = (side("left")?, side("top")?);
         let margins = Margins { left, top, right: side("right")?, bottom: side("bottom")? };
         let has_feathering = node.inputs.get("feathering").is_some();
@@ -202,8 +234,8 @@ impl Reader<'_> {
         self.note("what is repainted is drawn over the image itself, not over gray");
         let mask = match mask {
             GraphMask::Margins(_) => mask,
-            // The node grows it by that many pixels in all.
-            mask => mask.changed(MaskChange::Grow((growth + 1) / 2), node)?,
+            // The node grows it by that many pixels in all, with the pixel itself if it is odd.
+            mask => mask.changed(MaskChange::Grow(growth / 2), node)?,
         };
         self.encoded(node, mask)
     }
@@ -250,9 +282,11 @@ impl Reader<'_> {
 
     fn pixels(&mut self, node: &Place) -> Result<Picture, Fault> {
         match self.link(node, "pixels")? {
-            Output::Picture(picture) if picture.margins.is_none() => Ok(picture),
+            Output::Picture(picture) if picture.margins.is_none() && !picture.is_filled => {
+                Ok(picture)
+            }
             Output::Picture(_) | Output::Images(_) => {
-                Err(node.unsupported("its image is drawn or has margins"))
+                Err(node.unsupported("its image is drawn, or has margins or a filling"))
             }
             _ => Err(node.wrong_type("pixels", "IMAGE")),
         }
@@ -267,9 +301,19 @@ impl Reader<'_> {
                 if at != (0, 0) || !drawn.finish.is_empty() {
                     return Err(node.unsupported("it moves the drawn image, or puts back a part"));
                 }
-                if !drawn.drawing.is_masked() {
+                let Latent::Encoded { picture, mask: Some(_), .. } = &drawn.drawing.latent else {
                     let why = "it takes an image that was not drawn with a mask";
                     return Err(node.unsupported(why));
+                };
+                let Output::Picture(below) = self.link(node, "destination")? else {
+                    return Err(node.unsupported("it puts an image over a drawn one"));
+                };
+                if !below.shows_same(picture) {
+                    let why = "it puts a drawn image over another image than it was drawn over";
+                    return Err(node.unsupported(why));
+                }
+                if below.size != picture.size {
+                    self.note("the result has the size of the image that is repainted");
                 }
                 Ok(Output::Images(drawn))
             }
@@ -279,11 +323,16 @@ impl Reader<'_> {
                 };
                 let has_mask = node.inputs.get("mask").is_some_and(|mask| !mask.is_null());
                 let mask = if has_mask { Some(self.mask(node, "mask")?) } else { None };
-                let is_plain = |picture: &Picture| picture.margins.is_none() && !picture.is_edges;
+                let is_plain = |picture: &Picture| {
+                    picture.margins.is_none() && !picture.is_edges && !picture.is_filled
+                };
                 if source.is_covered() || !is_plain(&source) || !is_plain(&picture) {
                     return Err(node.unsupported("an image of one file covers another one here"));
                 }
-                let source = match node.inputs["resize_source"] == true {
+                if picture.is_covered() {
+                    return Err(node.unsupported("only one image covers another one here"));
+                }
+                let source = match self.value(node, "resize_source")? == true {
                     true => source.stretched(picture.size, Filter::Lanczos),
                     false => source,
                 };

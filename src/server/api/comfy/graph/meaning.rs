@@ -58,6 +58,10 @@ pub(super) fn meaning(
             request.strength = Some(strength(sigmas));
             let file = file_of(&picture, &sampler)?;
             request.outpaint = picture.margins;
+            if positive.control_masks.iter().any(|control| *control != mask) {
+                let note = "a ControlNet reads the mask of the latent, not another one";
+                notes.push(note.into());
+            }
             repainted = masks::read(&mask, &picture, &sampler)?;
             // It has the size of its image.
             (None, count, Some(file))
@@ -88,7 +92,7 @@ pub(super) fn meaning(
             return Err(sampler.unsupported("it starts from the latent of another sampler"));
         }
     };
-    if positive.needs_mask && repainted.is_none() {
+    if !positive.control_masks.is_empty() && repainted.is_none() {
         let why = "a ControlNet reads the part that is repainted, but its latent has no mask";
         return Err(sampler.unsupported(why));
     }

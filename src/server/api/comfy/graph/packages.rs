@@ -22,7 +22,7 @@ impl Reader<'_> {
     pub(super) fn work(&mut self, node: &Place) -> Result<(), Fault> {
         self.worked += 1;
         match self.worked > MAX_WORK {
-            true => Err(node.unsupported("the graph changes too many images and masks")),
+            true => Err(node.unsupported("the graph loads or changes too many images and masks")),
             false => Ok(()),
         }
     }
@@ -35,6 +35,7 @@ impl Reader<'_> {
             }
             "SolidMask" => {
                 let size = self.size(node)?;
+                self.work(node)?;
                 let mask = GraphMask::plain(size, self.real(node, "value")?);
                 Ok(Output::Mask(mask?))
             }
@@ -48,7 +49,12 @@ impl Reader<'_> {
             }
             "EmptyImage" => {
                 let size = self.size(node)?;
+                let has_count = node.inputs.get("batch_size").is_some();
+                if has_count && self.count(node, "batch_size")? > 1 {
+                    return Err(node.invalid("batch_size", "one image"));
+                }
                 let color = self.count(node, "color")?;
+                self.work(node)?;
                 let part = |shift: usize| (color >> shift & 255) as u8;
                 Ok(Output::Picture(Picture::plain(size, [part(16), part(8), part(0)])?))
             }
@@ -118,7 +124,7 @@ impl Reader<'_> {
         if by > 0 {
             mask = mask.changed(change(by), node)?;
         }
-        let kernel = match node.inputs["blur_type"].as_str() {
+        let kernel = match self.value(node, "blur_type")?.as_str() {
             None | Some("gaussian") => Kernel::Gaussian,
             Some("linear") => Kernel::Linear,
             Some("box") => Kernel::Box,
@@ -211,7 +217,7 @@ impl Reader<'_> {
 /// What of an image the mask of a node of comfyui-tooling-nodes is.
 pub fn marks_of(class: &str) -> MaskMarks {
     match class.starts_with("ETN_") {
-        true => MaskMarks::OpaqueOrWhite,
+        true => MaskMarks::Opacity,
         false => MaskMarks::Transparent,
     }
 }

@@ -107,14 +107,40 @@ impl Picture {
         self.changes.iter().any(|(change, _)| matches!(change, PictureChange::Cover(_)))
     }
 
-    /// Whether it has more changes than are made for one image.
-    pub fn is_overdone(&self) -> bool {
-        self.changes.len() > MAX_CHANGES
+    /// Whether it shows the same part of the same image with the same margins, in any size.
+    pub fn shows_same(&self, other: &Picture) -> bool {
+        let is_scale = |change: &PictureChange| {
+            matches!(change, PictureChange::Fit | PictureChange::Stretch(_))
+        };
+        let shown = |picture: &Picture| {
+            let changes = picture.changes.iter().filter(|(change, _)| !is_scale(change));
+            changes.cloned().collect::<Vec<_>>()
+        };
+        self.bytes == other.bytes
+            && (self.margins, self.is_edges) == (other.margins, other.is_edges)
+            && shown(self) == shown(other)
     }
 
-    /// Whether it is the sent image but for its size, cut around its centre.
+    /// The number of its changes, with those of an image over it and of that image's mask.
+    fn change_count(&self) -> usize {
+        let of_cover = |(change, _): &(PictureChange, (u32, u32))| match change {
+            PictureChange::Cover(cover) => {
+                cover.source.change_count() + cover.mask.as_ref().map_or(0, GraphMask::change_count)
+            }
+            _ => 0,
+        };
+        self.changes.len() + self.changes.iter().map(of_cover).sum::<usize>()
+    }
+
+    /// Whether it has more changes than are made for one image.
+    pub fn is_overdone(&self) -> bool {
+        self.change_count() > MAX_CHANGES
+    }
+
+    /// Whether it is the sent image but for its size, cut around its centre once.
     pub fn is_fitted_only(&self) -> bool {
-        self.changes.iter().all(|(change, _)| matches!(change, PictureChange::Fit))
+        self.changes.len() <= 1
+            && self.changes.iter().all(|(change, _)| matches!(change, PictureChange::Fit))
     }
 
     /// The file of it, with all changes.
@@ -217,6 +243,9 @@ mod tests {
         assert_eq!(red(&whole.clone().cropped((1, 1), (2, 2)).inverted()), [250, 249, 246, 245]);
         let plain = Picture::plain((40, 20), [9, 8, 7]).unwrap();
         assert_eq!(red(&plain.stretched((16, 16), Filter::Lanczos)), [9; 256]);
+        let fitted = whole.clone().fitted((2, 2));
+        assert!(fitted.is_fitted_only() && !fitted.clone().fitted((4, 2)).is_fitted_only());
+        assert!(whole.shows_same(&fitted) && !whole.shows_same(&whole.clone().inverted()));
     }
 
     #[test]
@@ -226,6 +255,10 @@ mod tests {
         let covered = whole.clone().covered(green.clone(), None, (3, 1));
         assert_eq!(red(&covered), [0, 1, 2, 3, 4, 5, 6, 255, 8, 9, 10, 255]);
         assert!(covered.is_covered() && !whole.is_covered());
+        let busy = (0..20).fold(green.clone(), |picture, _| picture.inverted());
+        assert!(!busy.is_overdone() && !covered.is_overdone());
+        let twice = (0..12).fold(whole.clone(), |picture, _| picture.inverted());
+        assert!(twice.covered(busy, None, (0, 0)).is_overdone());
         let mask = GraphMask::plain((2, 2), 0.0).unwrap();
         assert_eq!(red(&whole.clone().covered(green, Some(mask), (0, 0))), red(&whole));
     }

@@ -71,10 +71,12 @@ impl Reader<'_> {
             }
             "ETN_LoadImageCache" => {
                 let id = self.text(node, "id")?;
+                self.work(node)?;
                 self.around.cached_image(&id)?.ok_or_else(missing)?
             }
             _ => {
                 let name = self.text(node, "image")?;
+                self.work(node)?;
                 self.around.image(&name)?.ok_or_else(missing)?
             }
         };
@@ -105,6 +107,7 @@ impl Reader<'_> {
         let pixels = u64::from(picture.size.0) * u64::from(picture.size.1);
         match picture.is_overdone() {
             true => Err(node.unsupported("too many nodes change this image")),
+            false if pixels == 0 => Err(node.unsupported("its image would have no pixels")),
             false if pixels > MAX_INPUT_PIXELS => {
                 Err(node.unsupported("its image would have more than 16 million pixels"))
             }
@@ -166,13 +169,9 @@ impl Reader<'_> {
             }
             _ => self.scaled_size(node, from)?,
         };
-        let filter = match node.inputs["upscale_method"].as_str() {
-            Some("bilinear") => Filter::Bilinear,
-            Some("bicubic") => Filter::Bicubic,
-            _ => Filter::Lanczos,
-        };
         let is_whole = ["ImageScale", "HintImageEnchance"].contains(&node.class)
-            && node.inputs["crop"] != "center";
+            && self.value(node, "crop")? != "center";
+        let filter = self.filter(node)?;
         match image {
             Output::Picture(picture) => {
                 let scaled = match is_whole {
@@ -187,6 +186,20 @@ impl Reader<'_> {
             }
             _ => Err(node.unsupported("it cuts a drawn image around its centre")),
         }
+    }
+
+    /// The filter of a node that changes the size of an image.
+    fn filter(&mut self, node: &Place) -> Result<Filter, Fault> {
+        let method = self.value(node, "upscale_method")?;
+        Ok(match method.as_str() {
+            Some("bilinear") => Filter::Bilinear,
+            Some("bicubic") => Filter::Bicubic,
+            None | Some("lanczos") => Filter::Lanczos,
+            Some(other) => {
+                self.note(&format!("images are scaled by lanczos in place of {other}"));
+                Filter::Lanczos
+            }
+        })
     }
 
     /// `ImageCrop`: a part of an image, as far as there is one.

@@ -316,7 +316,7 @@ impl<'a> Reader<'a> {
             styles: Vec::new(),
             controlnets: Vec::new(),
             is_zero: false,
-            needs_mask: false,
+            control_masks: Vec::new(),
         })
     }
 

@@ -13,8 +13,8 @@ impl Reader<'_> {
             return Err(node.wrong_type("clip_vision", "CLIP_VISION"));
         }
         let picture = self.picture(node)?;
-        if picture.margins.is_some() || picture.is_edges {
-            return Err(node.unsupported("it takes an image that was padded, or edges"));
+        if picture.margins.is_some() || picture.is_edges || picture.is_filled {
+            return Err(node.unsupported("it takes an image that was padded or filled, or edges"));
         }
         let (width, height) = picture.size;
         if node.inputs["crop"] == "center" && width != height {

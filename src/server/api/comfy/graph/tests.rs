@@ -1,3 +1,4 @@
+mod limits;
 mod prompts;
 
 use serde_json::json;
@@ -273,7 +274,7 @@ fn reference_latents_are_references_in_their_order_and_size() {
     let request = Request::new("a red fox").seed(7).steps(4).size(192, 96).count(1);
     assert_eq!(meaning.request, request);
     assert_eq!(meaning.model.as_deref(), Some("flux-2-klein-4b.safetensors"));
-    assert_eq!((meaning.input, meaning.notes.len()), (None, 1));
+    assert_eq!((meaning.input, meaning.notes.len()), (None, 2));
     let sizes = meaning.references.iter().map(|bytes| image_size(bytes, u64::MAX).unwrap());
     assert_eq!(sizes.collect::<Vec<_>>(), [(205, 102), (100, 50)]);
 
