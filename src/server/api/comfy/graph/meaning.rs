@@ -5,7 +5,7 @@ use axum::body::Bytes;
 use super::picture::Picture;
 use super::place::Place;
 use super::reader::Reader;
-use super::{Control, Drawing, Drawn, Guider, Latent, Meaning, OutputNode, Sigmas};
+use super::{Conditioning, Control, Drawing, Drawn, Guider, Latent, Meaning, OutputNode, Sigmas};
 use super::{masks, prompts, whole_tokens};
 use crate::pipeline::request::{LoraChoice, Request};
 use crate::server::fault::Fault;
@@ -25,22 +25,7 @@ pub(super) fn meaning(
     request.guidance = positive.guidance;
     request.shift = model.shift;
     request.loras = loras(&model.loras, &positive.loras);
-    prompts::check_counts(&positive, &sampler)?;
-    if let Some(negative) = &negative {
-        let more = prompts::check_both(&positive, negative, cfg != 1.0, &sampler)?;
-        notes.extend(more.into_iter().map(String::from));
-    }
-    if cfg != 1.0 {
-        let negative = negative.filter(|negative| !negative.is_zero);
-        let Some(negative) = negative else {
-            return Err(sampler.unsupported("a CFG other than 1 needs a negative prompt"));
-        };
-        request.cfg_scale = Some(cfg);
-        request.negative = Some(negative.text);
-    }
-    if positive.is_zero {
-        return Err(sampler.unsupported("its positive prompt is zeroed out"));
-    }
+    notes.extend(set_prompts(&mut request, &positive, negative, cfg, &sampler)?);
     let mut repainted = None;
     let (size, count, input) = match latent {
         Latent::Empty { width, height, count } => {
@@ -127,6 +112,34 @@ pub(super) fn meaning(
         outputs,
         notes,
     })
+}
+
+/// Sets CFG and the negative prompt, and returns what the request must be told.
+fn set_prompts(
+    request: &mut Request,
+    positive: &Conditioning,
+    negative: Option<Conditioning>,
+    cfg: f32,
+    sampler: &Place,
+) -> Result<Vec<String>, Fault> {
+    let mut notes = Vec::new();
+    prompts::check_counts(positive, sampler)?;
+    if let Some(negative) = &negative {
+        let more = prompts::check_both(positive, negative, cfg != 1.0, sampler)?;
+        notes.extend(more.into_iter().map(String::from));
+    }
+    if cfg != 1.0 {
+        let negative = negative.filter(|negative| !negative.is_zero);
+        let Some(negative) = negative else {
+            return Err(sampler.unsupported("a CFG other than 1 needs a negative prompt"));
+        };
+        request.cfg_scale = Some(cfg);
+        request.negative = Some(negative.text);
+    }
+    match positive.is_zero {
+        true => Err(sampler.unsupported("its positive prompt is zeroed out")),
+        false => Ok(notes),
+    }
 }
 
 /// The file of a picture in its size. A file that is damaged is a fault at `sampler`.
