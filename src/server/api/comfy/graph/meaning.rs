@@ -89,10 +89,8 @@ pub(super) fn meaning(
     let files = positive.references.iter().map(|picture| file_of(picture, &sampler));
     let references = files.collect::<Result<_, _>>()?;
     let control = positive.control.iter().map(|picture| file_of(picture, &sampler)).next();
-    let mut styles = Vec::new();
-    for (picture, strength) in &positive.styles {
-        styles.push((file_of(picture, &sampler)?, *strength));
-    }
+    let styles = positive.styles.iter().map(|(p, strength)| Ok((file_of(p, &sampler)?, *strength)));
+    let styles = styles.collect::<Result<_, Fault>>()?;
     let mut controlnets = Vec::new();
     for Control { choice, picture, node } in positive.controlnets {
         controlnets.push((choice, file_of(&picture, &sampler)?, node));
