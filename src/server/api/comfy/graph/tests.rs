@@ -22,8 +22,9 @@ impl Surroundings for Nothing {
         let image = Image { width: 100, height: 50, rgb };
         let mut bytes = encode(&image, Format::Png, 90, "").unwrap();
         if name == "damaged.png" {
-            // Its size can still be read.
-            bytes.truncate(bytes.len() - 20);
+            // In the pixels, whose checksum is wrong then: its size can still be read.
+            let at = bytes.len() - 30;
+            bytes[at] ^= 0xff;
         }
         Ok(Some(bytes.into()))
     }
