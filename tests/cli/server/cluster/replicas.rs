@@ -1,5 +1,6 @@
 //! Three brokers that keep copies of everything.
 
+use std::path::Path;
 use std::process::Command;
 
 use super::super::nats::{Broker, free_ports};
@@ -23,10 +24,9 @@ fn three() -> Option<[Broker; 3]> {
     Some([start(0)?, start(1)?, start(2)?])
 }
 
-fn status(url: &str, replicas: &str) -> std::process::Output {
-    let mut command: Command = program();
-    command.args(["cluster", "status", "--json", "--broker", url, "--nats-replicas", replicas]);
-    command.output().unwrap()
+/// Starts a front that asks for so many copies, and stops it once it listens.
+fn asked(url: &str, data: &Path, replicas: &str) {
+    drop(front(url, data, &["--nats-replicas", replicas]));
 }
 
 #[test]
@@ -38,10 +38,16 @@ fn with_three_copies_any_broker_may_be_killed() {
     // The name of the cluster is that of the last address.
     let url = urls.join(",").replace("/copies,", ",");
     // They need a moment to agree on who leads.
-    wait_for("the brokers", || status(&url, "1").status.success().then_some(()));
-    // The first process asked for one copy, this one asks for more.
-    assert!(status(&url, "3").status.success());
-    assert!(status(&url, "1").status.success());
+    wait_for("the brokers", || {
+        let mut command: Command = program();
+        command.args(["cluster", "status", "--json", "--broker", &url]);
+        // Nobody has used them yet.
+        (command.output().unwrap().status.code() == Some(4)).then_some(())
+    });
+    // The first process asks for one copy, the second for more.
+    for replicas in ["1", "3", "1"] {
+        asked(&url, &at("first"), replicas);
+    }
     let streams = |broker: &Broker| {
         ["KV_FF_copies_STATE", "KV_FF_copies_LIMITS", "OBJ_FF_copies_IMG"]
             .map(|name| broker.ask(&format!("$JS.API.STREAM.INFO.{name}")))
@@ -94,11 +100,19 @@ fn with_three_copies_any_broker_may_be_killed() {
 fn one_broker_cannot_keep_three_copies() {
     let Some(broker) = Broker::start() else { return };
     let url = broker.url("alone");
-    let output = status(&url, "3");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(6), "{text}");
-    assert!(text.contains("cannot keep 3 copies") && text.contains("--nats-replicas"), "{text}");
-    assert!(status(&url, "1").status.success());
+    let folder = tempfile::tempdir().unwrap();
+    let refused = || {
+        let mut command = Worker::command(&url, folder.path());
+        let output = command.args(["--nats-replicas", "3"]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(6), "{text}");
+        assert!(
+            text.contains("cannot keep 3 copies") && text.contains("--nats-replicas"),
+            "{text}"
+        );
+    };
+    refused();
+    asked(&url, folder.path(), "1");
     // It cannot give more copies to buckets that exist, either.
-    assert_eq!(status(&url, "3").status.code(), Some(6));
+    refused();
 }
