@@ -8,13 +8,15 @@ use image::{GrayImage, ImageBuffer, Luma, imageops};
 
 use super::resize::{fit, fit_bytes, scaled};
 use crate::error::{Error, Result};
-use crate::pipeline::request::{Image, Margins, Mask, NEARLY, Request};
+use crate::pipeline::request::{Image, Margins, Mask, Request};
 
 /// The most pixels that are drawn unless a request gives a size.
 const MAX_DRAWN: f64 = 2.0 * 1024.0 * 1024.0;
 /// How far the seam between an image and its margins reaches into the image, in pixels (as in
 /// ComfyUI's `ImagePadForOutpaint`).
 const FEATHER: usize = 40;
+/// The fourth and last byte of values that compression may have left of black and of white.
+const NEARLY: u8 = 8;
 
 /// A part of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -15,9 +15,6 @@ pub const MIN_SIDE: usize = 16;
 /// The longest side, in pixels. FLUX.1 was trained with up to 2048 x 2048 pixels; larger images
 /// work and tend to repeat themselves.
 pub const MAX_SIDE: usize = 4096;
-/// Values of a mask below this count as black, and as far below 255 as white: what lossy formats
-/// leave of both.
-pub const NEARLY: u8 = 8;
 /// The strongest blur of a mask, in pixels.
 pub const MAX_MASK_BLUR: f32 = 256.0;
 /// The most ControlNets of one request.
