@@ -164,7 +164,6 @@ mod peak {
     /// The peak for the instruction set and arithmetic of a variant, by its name.
     pub fn of(name: &str) -> Option<f64> {
         let isa = Isa::detect();
-        // SAFETY: the processor has the instruction set.
         let (work, flops): (fn(), usize) = if name.ends_with("amx") && isa >= Isa::Amx {
             // An eighth of the rounds, of four products of 16 x 16 x 64 bytes.
             match name.contains("bf16_") {
@@ -172,6 +171,7 @@ mod peak {
                 false => (amx_int8, 4 * 2 * 16 * 16 * 64 / 8),
             }
         } else if name.contains("bf16_") && isa >= Isa::Avx512Bf16 {
+            // SAFETY: the processor has the instruction set.
             (|| unsafe { bf16() }, CHAINS * 64)
         } else if name.ends_with("avx512vnni") && isa >= Isa::Avx512Vnni {
             // SAFETY: the processor has the instruction set.
